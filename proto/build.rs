@@ -1,0 +1,18 @@
+//! Compiles the `.proto` files with protox (no protoc needed) into the `rpc` room and, for CRIU's images, into `images`.
+
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = ["decamp/v1/types.proto", "decamp/v1/control.proto", "decamp/v1/peer.proto"];
+    let set = protox::compile(files, [Path::new("proto")])?;
+    let mut prost = prost_build::Config::new();
+    prost.type_attribute(".", "#[derive(serde::Serialize)]");
+    prost.type_attribute(".", "#[serde(rename_all = \"snake_case\")]");
+    prost.bytes(["."]);
+    tonic_prost_build::configure().compile_fds_with_config(set, prost)?;
+
+    let criu = protox::compile(["criu/pagemap.proto"], [Path::new("proto")])?;
+    prost_build::Config::new().compile_fds(criu)?;
+    Ok(())
+}

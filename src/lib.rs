@@ -1,0 +1,5 @@
+#![doc = include_str!("../README.md")]
+
+pub mod model;
+pub mod protocol;
+pub mod rpc;

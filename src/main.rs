@@ -1,0 +1,3 @@
+//! The `decamp` command.
+
+fn main() {}

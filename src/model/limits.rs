@@ -1,0 +1,48 @@
+//! Every bound in one place, with the assertions that tie them together.
+
+use super::page::PAGE_SIZE;
+
+/// Pages in one batch: what one data stream carries between two acknowledgements.
+pub const BATCH_PAGES_MAX: usize = 1024;
+/// Bytes of page content in one batch.
+pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * PAGE_SIZE;
+/// A frame on a page stream: a batch plus its runs and digests.
+pub const PAGE_FRAME_MAX: usize = BATCH_BYTES_MAX + BATCH_PAGES_MAX * 64 + 4096;
+/// A protobuf message between agents.
+pub const MESSAGE_MAX: usize = 4 << 20;
+/// Entries in one part of a file manifest or a need list.
+pub const MANIFEST_PART_ENTRIES_MAX: usize = 512;
+/// Block of a file: the unit that is compared and sent.
+pub const FILE_BLOCK: usize = 128 << 10;
+/// Entries in one file tree.
+pub const TREE_ENTRIES_MAX: usize = 4_000_000;
+/// Extended attributes of one file, bytes.
+pub const XATTRS_BYTES_MAX: usize = 64 << 10;
+/// One path below a tree's root, bytes.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Bytes of block digests in one manifest part.
+pub const MANIFEST_PART_BYTES_MAX: usize = 2 << 20;
+/// Size of one file: with 32 bytes of digest a block, its entry must fit into a message.
+pub const FILE_BYTES_MAX: u64 = (MANIFEST_PART_BYTES_MAX as u64 / 32) * FILE_BLOCK as u64;
+/// Data streams of one migration.
+pub const STREAMS_MAX: u32 = 16;
+/// Pre-copy rounds, whatever is asked.
+pub const ROUNDS_MAX: u32 = 100;
+/// Runs in one part of a layout.
+pub const LAYOUT_PART_RUNS_MAX: usize = 16_384;
+/// Image files of one checkpoint.
+pub const IMAGE_FILES_MAX: u32 = 100_000;
+/// One image file that is not pages.
+pub const IMAGE_FILE_BYTES_MAX: u64 = 16 << 30;
+/// Processes and shared-memory objects of one container.
+pub const OBJECTS_MAX: usize = 100_000;
+/// Longest container id (runc's own rule is [A-Za-z0-9_+.-]+, any length; a file name must hold it).
+pub const CONTAINER_ID_MAX: usize = 200;
+/// config.json of a bundle.
+pub const CONFIG_JSON_MAX: usize = 1 << 20;
+
+const _: () = assert!(PAGE_FRAME_MAX < 16 << 20);
+const _: () = assert!(FILE_BLOCK < MESSAGE_MAX);
+const _: () = assert!(MANIFEST_PART_BYTES_MAX < MESSAGE_MAX);
+const _: () = assert!(CONFIG_JSON_MAX < MESSAGE_MAX);
+const _: () = assert!(BATCH_PAGES_MAX <= u16::MAX as usize);
