@@ -3,4 +3,5 @@
 pub mod model;
 pub mod pki;
 pub mod protocol;
+pub mod quic;
 pub mod rpc;

@@ -40,9 +40,24 @@ pub const OBJECTS_MAX: usize = 100_000;
 pub const CONTAINER_ID_MAX: usize = 200;
 /// config.json of a bundle.
 pub const CONFIG_JSON_MAX: usize = 1 << 20;
+/// Handshakes under way at the QUIC endpoint.
+pub const HANDSHAKES_MAX: usize = 64;
+/// From so many handshakes under way on, a caller must first prove that it has the address it claims (RFC 9000, 8.1.2).
+pub const HANDSHAKES_UNPROVEN_MAX: usize = 16;
+/// Handshakes under way from one address.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 24;
+/// Links, handshakes included.
+pub const LINKS_MAX: usize = 256;
+/// Accepted links that nobody has taken yet.
+pub const LINKS_WAITING_MAX: usize = 16;
+/// Streams that a peer may have open on one link.
+pub const STREAMS_PER_LINK_MAX: u32 = 64;
 
 const _: () = assert!(PAGE_FRAME_MAX < 16 << 20);
 const _: () = assert!(FILE_BLOCK < MESSAGE_MAX);
 const _: () = assert!(MANIFEST_PART_BYTES_MAX < MESSAGE_MAX);
 const _: () = assert!(CONFIG_JSON_MAX < MESSAGE_MAX);
 const _: () = assert!(BATCH_PAGES_MAX <= u16::MAX as usize);
+const _: () = assert!(HANDSHAKES_UNPROVEN_MAX < HANDSHAKES_PER_ADDRESS_MAX);
+const _: () = assert!(HANDSHAKES_PER_ADDRESS_MAX < HANDSHAKES_MAX && HANDSHAKES_MAX < LINKS_MAX);
+const _: () = assert!(2 * STREAMS_MAX <= STREAMS_PER_LINK_MAX);

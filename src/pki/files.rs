@@ -59,7 +59,7 @@ pub(super) struct NewFile<'a> {
 /// Makes the directory `target` with these files inside, all or nothing: they are written beside it, flushed to the disk,
 /// and moved into place by one rename. With `force` an older directory is moved out of the way and removed.
 pub(super) fn publish(target: &Path, files: &[NewFile<'_>], force: bool) -> Result<(), PkiError> {
-    let parent = target.parent().unwrap_or(Path::new("."));
+    let parent = target.parent().unwrap_or_else(|| Path::new("."));
     private_directory(parent)?;
     let exists = fs::symlink_metadata(target).is_ok();
     if exists && !force {
