@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod criu;
+pub mod hook;
+pub mod journal;
 pub mod model;
 pub mod protocol;
 pub mod rpc;
