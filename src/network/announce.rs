@@ -21,8 +21,12 @@ use super::netns::enter;
 use super::plan::{Mac, Plan, PlannedInterface};
 
 /// Pauses between the five rounds.
-const PAUSES: [Duration; 4] =
-    [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(250), Duration::from_millis(350)];
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(250),
+    Duration::from_millis(350),
+];
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_RARP: u16 = 0x8035;
@@ -50,7 +54,8 @@ fn ethernet(to: [u8; 6], from: Mac, ethertype: u16) -> Vec<u8> {
 }
 
 fn arp(mac: Mac, operation: Operation, target_mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
-    let ethertype = if matches!(operation, Operation::ReverseRequest) { ETHERTYPE_RARP } else { ETHERTYPE_ARP };
+    let ethertype =
+        if matches!(operation, Operation::ReverseRequest) { ETHERTYPE_RARP } else { ETHERTYPE_ARP };
     let mut frame = ethernet(BROADCAST, mac, ethertype);
     // Ethernet, IPv4, lengths 6 and 4.
     frame.extend([0, 1, 8, 0, 6, 4, 0, operation as u8]);
@@ -87,8 +92,10 @@ fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 
 /// The Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 =
-        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum();
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

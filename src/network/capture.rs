@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize};
 use super::error::{NetworkError, reason};
 use super::netlink::{Link, Net};
 use super::netns;
-use super::plan::{Cidr, is_netns_name};
+use super::plan::{Cidr, is_netns_name, plan};
 use crate::rpc::v1::network_descriptor::Kind;
 use crate::rpc::v1::{AddressDescriptor, InterfaceDescriptor, NetworkDescriptor, Reason, RouteDescriptor};
 
 /// Interfaces that the kernel puts, down, into every new namespace while a tunnel module is loaded
 /// (kernel documentation, `net.core.fb_tunnels_only_for_init_net`).
-const FALLBACK_TUNNELS: [&str; 10] =
-    ["tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0", "rmnet0"];
+const FALLBACK_TUNNELS: [&str; 9] =
+    ["tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"];
 /// The table in which the kernel keeps what is its own (`RT_TABLE_LOCAL`).
 const TABLE_LOCAL: u8 = 255;
 /// Priorities of the rules that every namespace is born with: local, main, default.
@@ -87,14 +87,17 @@ pub async fn capture(path: &Path) -> Result<Capture, NetworkError> {
     if is_own(&file)? {
         let remedy = "give the container a network namespace of its own";
         let what = format!("{} is the host's own network namespace", path.display());
-        return Err(NetworkError::Refused { reasons: vec![reason("network-kind", what, "same inode", remedy)] });
+        return Err(NetworkError::Refused {
+            reasons: vec![reason("network-kind", what, "same inode", remedy)],
+        });
     }
     let inside = netns::netlink_inside(file.clone(), look_inside).await?;
     let net = Net::open()?;
     // The listing comes first: it makes the kernel give the other namespace an id.
     let links = net.links().await?;
     let outside = Outside { links, nsid: net.nsid(&file).await? };
-    let mut examiner = Examiner { inside: &inside, outside: &outside, reasons: Vec::new(), host_ends: Vec::new() };
+    let mut examiner =
+        Examiner { inside: &inside, outside: &outside, reasons: Vec::new(), host_ends: Vec::new() };
     let interfaces = examiner.interfaces();
     let routes = examiner.routes();
     examiner.what_cannot_be_said();
@@ -103,6 +106,8 @@ pub async fn capture(path: &Path) -> Result<Capture, NetworkError> {
         return Err(NetworkError::Refused { reasons });
     }
     let descriptor = NetworkDescriptor { kind: Kind::Named.into(), name, interfaces, routes };
+    // Better refused here than at the destination: too many routes, for instance.
+    plan(&descriptor, None).map_err(|reasons| NetworkError::Refused { reasons })?;
     Ok(Capture { descriptor, netns: path.to_owned(), host_ends })
 }
 
@@ -112,7 +117,8 @@ fn name_of(path: &Path) -> Result<String, NetworkError> {
     match (path.parent(), name) {
         (Some(parent), Some(name)) if known.contains(&parent) => Ok(name.to_owned()),
         _ => {
-            let remedy = "name the namespace in config.json as /run/netns/NAME, as `ip netns add NAME` makes it";
+            let remedy =
+                "name the namespace in config.json as /run/netns/NAME, as `ip netns add NAME` makes it";
             let what = "the network namespace cannot be made again under the same path";
             let reasons = vec![reason("network-path", what, path.display().to_string(), remedy)];
             Err(NetworkError::Refused { reasons })
@@ -223,7 +229,12 @@ impl Examiner<'_> {
         let Some(host_end) = host_end else {
             let evidence = format!("other end: index {:?} in namespace id {:?}", link.peer, link.peer_nsid);
             let remedy = "the other end must be in the agent's own network namespace";
-            self.complain("network-peer", format!("the other end of interface {name} is not here"), evidence, remedy);
+            self.complain(
+                "network-peer",
+                format!("the other end of interface {name} is not here"),
+                evidence,
+                remedy,
+            );
             return None;
         };
         let bridge = host_end
@@ -301,18 +312,19 @@ impl Examiner<'_> {
         for message in inside.routes.iter().filter(|message| !is_kernels(message)) {
             match self.route(message) {
                 Ok((to, route)) if seen.insert(to) => routes.push(route),
-                Ok((to, _)) => self.bad_route(to.to_string(), "there are two with different metrics"),
+                Ok((to, _)) => self.bad_route(&to.to_string(), "there are two with different metrics"),
                 Err(why) => {
                     let to = destination(message).map_or_else(|| "?".to_owned(), |to| to.to_string());
-                    self.bad_route(to, why);
+                    self.bad_route(&to, why);
                 }
             }
         }
         routes
     }
 
-    fn bad_route(&mut self, to: String, why: &str) {
-        let remedy = "only routes of the form `to NETWORK [via GATEWAY] dev INTERFACE` in the main table can be moved";
+    fn bad_route(&mut self, to: &str, why: &str) {
+        let remedy =
+            "only routes of the form `to NETWORK [via GATEWAY] dev INTERFACE` in the main table can be moved";
         self.complain("network-route", format!("the route to {to} cannot be moved"), why, remedy);
     }
 
@@ -323,12 +335,18 @@ impl Examiner<'_> {
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Table(id) => table = *id,
-                RouteAttribute::Gateway(gateway) => via = Some(address_of(gateway).ok_or("its gateway is not an IP address")?),
+                RouteAttribute::Gateway(gateway) => {
+                    via = Some(address_of(gateway).ok_or("its gateway is not an IP address")?)
+                }
                 RouteAttribute::PrefSource(source) => preferred = address_of(source),
                 RouteAttribute::Oif(index) => oif = Some(*index),
                 RouteAttribute::Via(_) => return Err("its gateway is of the other family"),
-                RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_) => return Err("it has several next hops"),
-                RouteAttribute::Metrics(metrics) if !metrics.is_empty() => return Err("it has metrics of its own"),
+                RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_) => {
+                    return Err("it has several next hops");
+                }
+                RouteAttribute::Metrics(metrics) if !metrics.is_empty() => {
+                    return Err("it has metrics of its own");
+                }
                 RouteAttribute::Encap(_) => return Err("it encapsulates"),
                 _ => {}
             }
@@ -376,7 +394,7 @@ impl Examiner<'_> {
             return (candidates.len() == 1).then(|| candidates[0].address);
         }
         let near = candidates.iter().find(|cidr| via.is_some_and(|via| cidr.contains(via)));
-        near.or(candidates.first()).map(|cidr| cidr.address)
+        near.or_else(|| candidates.first()).map(|cidr| cidr.address)
     }
 
     /// What changes how packets go and has no place in the descriptor.

@@ -7,13 +7,13 @@ use super::capture::{ends_behind, parse_address};
 use super::error::{NetworkError, reason};
 use super::netlink::{Link, Net};
 use super::netns;
-use super::plan::{Plan, plan};
+use super::plan::{Plan, PlannedInterface, plan};
 use crate::rpc::v1::{NetworkDescriptor, Reason};
 
 /// Namespaces that are looked into for a taken address.
 const NAMESPACES_MAX: usize = 4096;
 
-/// Every reason why [`prepare`](super::prepare) would fail or would make two holders of one address; empty when none is seen.
+/// Every reason why [`prepare`](fn@super::prepare) would fail or would make two holders of one address; empty when none is seen.
 ///
 /// `bridge` is this host's own choice; without it the source's bridge name is used. Not asked: whether somebody elsewhere on
 /// the network holds an address (the container at the source does, rightly).
@@ -40,8 +40,9 @@ async fn look(plan: &Plan) -> Result<Vec<Reason>, NetworkError> {
         reasons.push(reason("name-taken", what, path.display().to_string(), remedy));
     }
     for interface in &plan.interfaces {
-        if let Err(complaint) = bridge_of(&links, &interface.bridge) {
-            reasons.push(complaint);
+        match bridge_of(&links, &interface.bridge) {
+            Ok(bridge) => reasons.extend(too_large(interface, bridge, &links)),
+            Err(complaint) => reasons.push(complaint),
         }
         if links.iter().any(|link| link.name == interface.host_end) {
             let remedy = format!("left by an earlier migration? `ip link del {}`", interface.host_end);
@@ -62,14 +63,20 @@ pub(super) fn bridge_of(links: &[Link], name: &str) -> Result<u32, Reason> {
     let (link, facts) = match link.map(|link| (link, link.bridge)) {
         Some((link, Some(facts))) => (link, facts),
         other => {
-            let bridges: Vec<_> = links.iter().filter(|l| l.bridge.is_some()).map(|l| l.name.as_str()).collect();
+            let bridges: Vec<_> =
+                links.iter().filter(|l| l.bridge.is_some()).map(|l| l.name.as_str()).collect();
             let evidence = format!(
                 "{}; bridges here: {}",
                 if other.is_some() { "that interface is not a bridge" } else { "no such interface" },
                 if bridges.is_empty() { "none".to_owned() } else { bridges.join(", ") },
             );
             let remedy = "make it, or name another one in this agent's configuration";
-            return Err(reason("bridge-missing", format!("there is no bridge {name} here"), evidence, remedy));
+            return Err(reason(
+                "bridge-missing",
+                format!("there is no bridge {name} here"),
+                evidence,
+                remedy,
+            ));
         }
     };
     if !link.up {
@@ -79,14 +86,33 @@ pub(super) fn bridge_of(links: &[Link], name: &str) -> Result<u32, Reason> {
     if facts.stp {
         // Listening and learning take the forward delay each (IEEE 802.1D), 15 s by default.
         let remedy = format!("`ip link set {name} type bridge stp_state 0`, or name another bridge");
-        let what = format!("bridge {name} runs the spanning tree protocol: a new port is dead for up to 30 s");
+        let what =
+            format!("bridge {name} runs the spanning tree protocol: a new port is dead for up to 30 s");
         return Err(reason("bridge-stp", what, "stp_state is not 0", remedy));
     }
     if facts.vlan_filtering {
         let remedy = "use one bridge per VLAN";
-        return Err(reason("bridge-vlan", format!("bridge {name} filters VLANs"), "vlan_filtering 1", remedy));
+        return Err(reason(
+            "bridge-vlan",
+            format!("bridge {name} filters VLANs"),
+            "vlan_filtering 1",
+            remedy,
+        ));
     }
     Ok(link.index)
+}
+
+/// A bridge drops frames that are larger than the port they should leave by; connections that were made with large segments would
+/// hang. A bridge without ports has no MTU of its own yet.
+fn too_large(interface: &PlannedInterface, bridge: u32, links: &[Link]) -> Option<Reason> {
+    let least = links.iter().filter(|link| link.controller == Some(bridge)).map(|link| link.mtu).min()?;
+    (interface.mtu > least).then(|| {
+        let what =
+            format!("the MTU of {} is larger than that of bridge {}", interface.name, interface.bridge);
+        let remedy =
+            format!("raise the MTU of the bridge's ports to {}, or name another bridge", interface.mtu);
+        reason("bridge-mtu", what, format!("{} > {least}", interface.mtu), remedy)
+    })
 }
 
 /// MACs and addresses of the plan that interfaces in one namespace hold already.
@@ -133,9 +159,50 @@ async fn taken_in_namespaces(plan: &Plan, net: &Net, links: &[Link]) -> Result<V
             continue;
         }
         let (theirs, addresses) =
-            netns::netlink_inside(file, async |net: Net| Ok((net.links().await?, net.addresses().await?))).await?;
+            netns::netlink_inside(file, async |net: Net| Ok((net.links().await?, net.addresses().await?)))
+                .await?;
         let place = format!("namespace {name}");
         reasons.extend(taken(plan, &place, &theirs, &addresses, |link| ends.contains(&link.index)));
     }
     Ok(reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::InfoKind;
+
+    use super::super::netlink::BridgeFacts;
+    use super::*;
+
+    fn bridge(up: bool, stp: bool, vlan_filtering: bool) -> Link {
+        Link {
+            index: 7,
+            name: "br0".to_owned(),
+            loopback: false,
+            kind: Some(InfoKind::Bridge),
+            mac: None,
+            mtu: 1500,
+            up,
+            running: up,
+            controller: None,
+            peer: None,
+            peer_nsid: None,
+            bridge: Some(BridgeFacts { stp, vlan_filtering }),
+            port_state: None,
+        }
+    }
+
+    fn code(link: Link) -> String {
+        bridge_of(&[link], "br0").expect_err("must be refused").code
+    }
+
+    #[test]
+    fn only_a_plain_bridge_will_do() {
+        assert_eq!(bridge_of(&[bridge(true, false, false)], "br0"), Ok(7));
+        assert_eq!(code(bridge(false, false, false)), "bridge-down");
+        assert_eq!(code(bridge(true, true, false)), "bridge-stp");
+        assert_eq!(code(bridge(true, false, true)), "bridge-vlan");
+        assert_eq!(code(Link { bridge: None, ..bridge(true, false, false) }), "bridge-missing");
+        assert!(bridge_of(&[], "br0").unwrap_err().evidence.contains("bridges here: none"));
+    }
 }

@@ -84,7 +84,11 @@ pub enum NetworkError {
 }
 
 fn join(reasons: &[Reason]) -> String {
-    reasons.iter().map(|reason| format!("{} ({})", reason.what, reason.evidence)).collect::<Vec<_>>().join("; ")
+    reasons
+        .iter()
+        .map(|reason| format!("{} ({})", reason.what, reason.evidence))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 impl NetworkError {

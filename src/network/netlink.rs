@@ -76,13 +76,13 @@ fn failed(doing: &'static str, what: impl Into<String>) -> impl FnOnce(rtnetlink
 }
 
 async fn all<T>(
-    doing: &'static str,
+    what: &str,
     stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
 ) -> Result<Vec<T>, NetworkError> {
     let mut stream = std::pin::pin!(stream);
     let mut found = Vec::new();
     while let Some(item) = stream.next().await {
-        found.push(item.map_err(failed(doing, ""))?);
+        found.push(item.map_err(failed("listing", what))?);
     }
     Ok(found)
 }
@@ -90,10 +90,8 @@ async fn all<T>(
 impl Net {
     /// Opens a socket in the calling thread's namespace; must be called inside an async runtime, which serves it.
     pub(super) fn open() -> Result<Self, NetworkError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| NetworkError::Netlink {
-            doing: "opening a socket for",
-            what: "routes".to_owned(),
-            source,
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| {
+            NetworkError::Netlink { doing: "opening a socket for", what: "routes".to_owned(), source }
         })?;
         // Ends by itself when the last handle is dropped.
         tokio::spawn(connection);
@@ -101,7 +99,7 @@ impl Net {
     }
 
     pub(super) async fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        let messages = all("listing interfaces", self.handle.link().get().execute()).await?;
+        let messages = all("interfaces", self.handle.link().get().execute()).await?;
         Ok(messages.into_iter().map(parse_link).collect())
     }
 
@@ -120,28 +118,35 @@ impl Net {
     }
 
     pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, NetworkError> {
-        all("listing addresses", self.handle.address().get().execute()).await
+        all("addresses", self.handle.address().get().execute()).await
     }
 
     /// All routes of one family, all tables.
     pub(super) async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, NetworkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
-        all("listing routes", self.handle.route().get(message).execute()).await
+        all("routes", self.handle.route().get(message).execute()).await
     }
 
     pub(super) async fn rules(&self, version: IpVersion) -> Result<Vec<RuleMessage>, NetworkError> {
-        all("listing routing rules", self.handle.rule().get(version).execute()).await
+        all("routing rules", self.handle.rule().get(version).execute()).await
     }
 
-    pub(super) async fn neighbours(&self, family: AddressFamily) -> Result<Vec<NeighbourMessage>, NetworkError> {
-        all("listing neighbours", self.handle.neighbours().get().set_address_family(family).execute()).await
+    pub(super) async fn neighbours(
+        &self,
+        family: AddressFamily,
+    ) -> Result<Vec<NeighbourMessage>, NetworkError> {
+        all("neighbours", self.handle.neighbours().get().set_address_family(family).execute()).await
     }
 
     /// The id that this namespace has given to `netns`; none as long as no interface connects the two
     /// (kernel `net/core/net_namespace.c`, `rtnl_net_getid`).
     pub(super) async fn nsid(&self, netns: &File) -> Result<Option<i32>, NetworkError> {
-        let failed = |source| NetworkError::Netlink { doing: "asking for the id of", what: "namespace".to_owned(), source };
+        let failed = |source| NetworkError::Netlink {
+            doing: "asking for the id of",
+            what: "namespace".to_owned(),
+            source,
+        };
         let descriptor = u32::try_from(netns.as_raw_fd()).map_err(io::Error::other).map_err(failed)?;
         let mut message = NsidMessage::default();
         message.attributes = vec![NsidAttribute::Fd(descriptor)];
@@ -187,7 +192,12 @@ impl Net {
         self.handle.link().add(message).execute().await.map_err(failed("making veth", what))
     }
 
-    async fn change(&self, message: LinkMessage, doing: &'static str, name: &str) -> Result<(), NetworkError> {
+    async fn change(
+        &self,
+        message: LinkMessage,
+        doing: &'static str,
+        name: &str,
+    ) -> Result<(), NetworkError> {
         self.handle.link().change(message).execute().await.map_err(failed(doing, name))
     }
 

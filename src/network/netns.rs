@@ -101,7 +101,7 @@ pub(super) async fn create(name: &str) -> Result<Arc<File>, NetworkError> {
             .read(true)
             .write(true)
             .create_new(true)
-            .mode(0)
+            .mode(0o0)
             .open(&path)
             .map_err(failed("creating the file of", &path))?;
         let made = (|| {
@@ -110,10 +110,10 @@ pub(super) async fn create(name: &str) -> Result<Arc<File>, NetworkError> {
                 .map_err(|errno| failed("mounting", &path)(errno.into()))?;
             open(&path)
         })();
-        if made.is_err() {
-            if let Err(error) = unmount(&path) {
-                tracing::warn!(%error, "cleaning up after a namespace that could not be made");
-            }
+        if made.is_err()
+            && let Err(error) = unmount(&path)
+        {
+            tracing::warn!(%error, "cleaning up after a namespace that could not be made");
         }
         made
     })
@@ -131,9 +131,8 @@ fn share_directory() -> Result<(), NetworkError> {
     // ip(8) takes the same lock: two processes that make the mount at once would stack two.
     let _lock = Flock::lock(locked, FlockArg::LockExclusive)
         .map_err(|(_, errno)| failed("locking the directory of", directory)(errno.into()))?;
-    let share = || {
-        mount(None::<&str>, directory, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>)
-    };
+    let share =
+        || mount(None::<&str>, directory, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     match share() {
         Ok(()) => return Ok(()),
         // Not a mount point yet.

@@ -47,7 +47,8 @@ pub async fn prepare(descriptor: &NetworkDescriptor, bridge: Option<&str>) -> Re
     let plan = plan(descriptor, bridge).map_err(|reasons| NetworkError::Refused { reasons })?;
     let net = Net::open()?;
     let links = net.links().await?;
-    let found: Vec<_> = plan.interfaces.iter().map(|interface| bridge_of(&links, &interface.bridge)).collect();
+    let found: Vec<_> =
+        plan.interfaces.iter().map(|interface| bridge_of(&links, &interface.bridge)).collect();
     let mut reasons: Vec<_> = found.iter().filter_map(|bridge| bridge.clone().err()).collect();
     reasons.dedup();
     if !reasons.is_empty() {
@@ -99,10 +100,9 @@ async fn furnish(net: &Net, plan: &Plan) -> Result<(), NetworkError> {
     }
     let mut indices = Vec::new();
     for interface in &plan.interfaces {
-        let link = links
-            .iter()
-            .find(|link| link.name == interface.name)
-            .ok_or_else(|| NetworkError::Interface { name: interface.name.clone(), why: "is not where it was made" })?;
+        let link = links.iter().find(|link| link.name == interface.name).ok_or_else(|| {
+            NetworkError::Interface { name: interface.name.clone(), why: "is not where it was made" }
+        })?;
         indices.push(link.index);
         let (v4, mut v6): (Vec<Cidr>, Vec<Cidr>) =
             interface.addresses.iter().partition(|cidr| cidr.address.is_ipv4());
@@ -297,12 +297,13 @@ pub async fn remove(name: &str, host_ends: &[String]) -> Result<(), NetworkError
         let reasons = vec![reason("network-path", "the namespace's name is not usable", name, remedy)];
         return Err(NetworkError::Refused { reasons });
     }
-    let mut outcome = Ok(());
     let net = Net::open()?;
+    let mut outcomes = Vec::new();
     for host_end in host_ends {
-        outcome = outcome.and(remove_veth(&net, host_end).await);
+        outcomes.push(remove_veth(&net, host_end).await);
     }
-    outcome.and(netns::unmount(&netns::path_of(name)))
+    outcomes.push(netns::unmount(&netns::path_of(name)));
+    outcomes.into_iter().collect()
 }
 
 async fn remove_veth(net: &Net, name: &str) -> Result<(), NetworkError> {

@@ -3,6 +3,7 @@
 
 mod capture;
 mod moves;
+mod plan;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -40,7 +41,8 @@ impl Place {
         let (jobs, queue) = sync_channel::<Job>(1);
         let (tell, told) = sync_channel(1);
         let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("tests of this room run as root");
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .expect("tests of this room run as root");
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
@@ -172,10 +174,10 @@ impl World {
                  ip addr add 10.99.0.{number}/24 dev br0; ip addr add fd99::{number}/64 dev br0 nodad"
             ));
         }
-        world.client.sh(
-            "ip link set up0 up; ip addr add 10.99.0.9/24 dev up0; ip addr add fd99::9/64 dev up0 nodad
-             echo 0 > /proc/sys/net/ipv4/tcp_timestamps; echo 0 > /proc/sys/net/ipv4/tcp_window_scaling",
-        );
+        world
+            .client
+            .sh("ip link set up0 up; ip addr add 10.99.0.9/24 dev up0; ip addr add fd99::9/64 dev up0 nodad
+             echo 0 > /proc/sys/net/ipv4/tcp_timestamps; echo 0 > /proc/sys/net/ipv4/tcp_window_scaling");
         world
     }
 
