@@ -38,6 +38,12 @@ pub const IMAGE_FILE_BYTES_MAX: u64 = 16 << 30;
 pub const OBJECTS_MAX: usize = 100_000;
 /// Longest container id (runc's own rule is [A-Za-z0-9_+.-]+, any length; a file name must hold it).
 pub const CONTAINER_ID_MAX: usize = 200;
+/// Interfaces of one container's network.
+pub const NETWORK_INTERFACES_MAX: usize = 32;
+/// Addresses of one container's network, all interfaces together.
+pub const NETWORK_ADDRESSES_MAX: usize = 256;
+/// Routes of one container's network.
+pub const NETWORK_ROUTES_MAX: usize = 512;
 /// config.json of a bundle.
 pub const CONFIG_JSON_MAX: usize = 1 << 20;
 
