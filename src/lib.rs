@@ -2,9 +2,14 @@
 
 pub mod criu;
 pub mod hook;
+pub mod images;
 pub mod journal;
+pub mod memory;
 pub mod model;
 pub mod network;
+pub mod pages;
 pub mod protocol;
 pub mod rpc;
 pub mod runtime;
+pub mod store;
+pub mod sys;
