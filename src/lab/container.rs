@@ -256,8 +256,29 @@ pub fn veth(id: &ContainerId) -> String {
     format!("v{}", &blake3::hash(id.as_str().as_bytes()).to_hex()[..10])
 }
 
+impl Host {
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// What the host or runc said. What was made until then is removed.
+    pub fn run_container(&self, spec: &ContainerSpec) -> Result<(), LabError> {
+        run(self, spec).inspect_err(|_| {
+            // The cause is reported; the removal's own failure would only hide it.
+            let _ = delete(self, &spec.id);
+        })
+    }
+
+    /// Removes a container, with its folder and network. It need not be there.
+    ///
+    /// # Errors
+    /// When the host is down or something stays busy.
+    pub fn delete_container(&self, id: &ContainerId) -> Result<(), LabError> {
+        delete(self, id)
+    }
+}
+
 /// Makes the network namespace of a container on a host.
-pub(super) fn make_network(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
+fn make_network(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
     let (ns, veth) = (netns(&spec.id), veth(&spec.id));
     let mut script = format!("ip netns add {ns}\n");
     let mut inside = String::from("link set lo up\n");
@@ -282,14 +303,13 @@ pub(super) fn make_network(host: &Host, spec: &ContainerSpec) -> Result<(), LabE
 }
 
 /// Removes the network namespace. The veth goes first: a namespace is torn down later, and its name would stay taken.
-pub(super) fn remove_network(host: &Host, id: &ContainerId) -> Result<(), LabError> {
+fn remove_network(host: &Host, id: &ContainerId) -> Result<(), LabError> {
     let (ns, veth) = (netns(id), veth(id));
     host.shell(&format!("! ip link show {veth} >/dev/null 2>&1 || ip link del {veth}; ! test -e /run/netns/{ns} || ip netns del {ns}"))?;
     Ok(())
 }
 
-/// Starts a container.
-pub(super) fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
+fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
     if let Some(address) = spec.address {
         let usable =
             address.octets()[..3] == [10, 77, 0] && address.octets()[3] > 40 && address.octets()[3] < 255;
@@ -323,7 +343,7 @@ pub(super) fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
 }
 
 /// Kills and removes a container with all that [`run`] made. What is not there is not an error.
-pub(super) fn delete(host: &Host, id: &ContainerId) -> Result<(), LabError> {
+fn delete(host: &Host, id: &ContainerId) -> Result<(), LabError> {
     let bundle = bundle(id);
     let script = "runc delete --force \"$2\" >/dev/null 2>&1 || true\n\
                   ! mountpoint -q \"$1/rootfs\" || umount \"$1/rootfs\"\n\

@@ -99,7 +99,7 @@ pub fn entry(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let result = unblocked.and_then(|()| match step {
         "open" => parse(spec).and_then(|spec| open(&spec)),
         "init" => hear_spec().and_then(|spec| init(&spec)),
-        "enter" => parse(spec).and_then(enter),
+        "enter" => parse(spec).and_then(|spec| enter(&spec)),
         "sandbox" => sandbox(&args[3..]),
         "inner" => inner(&args[3..]),
         other => Err(LabError::BadInput {
@@ -260,7 +260,7 @@ fn init(spec: &InitSpec) -> Result<ExitCode, LabError> {
 }
 
 /// Goes into a host and runs a command there; exits with the command's code.
-fn enter(spec: EnterSpec) -> Result<ExitCode, LabError> {
+fn enter(spec: &EnterSpec) -> Result<ExitCode, LabError> {
     // The mount namespace last: it takes /proc of this machine away. The pid namespace holds for children only.
     let wanted = [
         ("cgroup", CloneFlags::CLONE_NEWCGROUP),

@@ -225,7 +225,11 @@ impl Host {
         let pid = wait_for_pid(&pid_file, &mut helper);
         // Left behind it would only be one more file in a folder that goes with the lab.
         let _ = fs::remove_file(&pid_file);
-        match pid.and_then(Identity::of) {
+        let identity = pid.and_then(Identity::of);
+        if let Some(identity) = identity {
+            wait_for_exec(identity);
+        }
+        match identity {
             Some(identity) => Ok(Background { helper, identity, log }),
             None => {
                 // It may have ended by itself.
@@ -288,6 +292,18 @@ impl Host {
                 && String::from_utf8_lossy(&line).replace('\0', " ").contains(pattern)
         });
         pids
+    }
+}
+
+/// Waits until the process has become the command: before, its name and arguments are the helper's.
+fn wait_for_exec(process: Identity) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while process.alive() && Instant::now() < until {
+        let line = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        if !line.is_empty() && line.split(|b| *b == 0).nth(1) != Some(entry::COMMAND.as_bytes()) {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 

@@ -271,11 +271,7 @@ impl Lab {
     /// # Errors
     /// What the host or runc said. What was made until then is removed.
     pub fn run_container(&self, host: &str, spec: &ContainerSpec) -> Result<(), LabError> {
-        let host = self.host(host)?;
-        container::run(&host, spec).inspect_err(|_| {
-            // The cause is reported; the removal's own failure would only hide it.
-            let _ = container::delete(&host, &spec.id);
-        })
+        self.host(host)?.run_container(spec)
     }
 
     /// Removes a container from a host, with its folder and network. It need not be there.
@@ -283,7 +279,7 @@ impl Lab {
     /// # Errors
     /// When the host is down or something stays busy.
     pub fn delete_container(&self, host: &str, id: &ContainerId) -> Result<(), LabError> {
-        container::delete(&self.host(host)?, id)
+        self.host(host)?.delete_container(id)
     }
 
     /// Starts the agent of a host with this configuration and waits until its control socket accepts.

@@ -1,12 +1,22 @@
 //! The lab itself: hosts that are separate, a network between them, containers that CRIU can dump and restore, and nothing
 //! left behind, whatever ends it. Needs root; builds the root file system if this machine has none.
+#![allow(clippy::unwrap_used, reason = "a test's way to fail")]
+
+mod hosts;
+mod leftovers;
 
 use std::path::PathBuf;
-
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use decamp::lab::{ContainerSpec, Lab, LabOptions};
+use decamp::lab::{ContainerSpec, Host, Lab, LabOptions};
 use decamp::model::ContainerId;
+
+/// One lab at a time: the leftovers are looked for on the whole machine.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn options(name: &str) -> LabOptions {
     let mut options = LabOptions::new(&format!("{name}-{}", std::process::id())).unwrap();
@@ -23,19 +33,26 @@ fn id(text: &str) -> ContainerId {
     ContainerId::try_from(text).unwrap()
 }
 
+fn start_redis(host: &Host, client: &Host) -> ContainerSpec {
+    let spec = ContainerSpec::redis(id("redis"), [10, 77, 0, 50].into());
+    host.run_container(&spec).unwrap();
+    client
+        .shell("for i in $(seq 100); do redis-cli -h 10.77.0.50 ping && exit 0; sleep 0.05; done; exit 1")
+        .unwrap();
+    spec
+}
+
 #[test]
 fn redis_survives_checkpoint_and_restore_with_its_connection() {
+    let _one = one_at_a_time();
     let lab = open("cr");
-    let spec = ContainerSpec::redis(id("redis"), [10, 77, 0, 50].into());
-    lab.run_container("node-a", &spec).unwrap();
-    let client = lab.client().unwrap();
-    let wait = "for i in $(seq 100); do redis-cli -h 10.77.0.50 ping && exit 0; sleep 0.05; done; exit 1";
-    client.shell(wait).unwrap();
-    // One connection that is open before, during and after.
-    let script = "(echo INCR n; echo INCR n; sleep 4; echo INCR n; sleep 0.5) | redis-cli -h 10.77.0.50 > /tmp/answers 2>&1";
+    let (host, client) = (lab.host("node-a").unwrap(), lab.client().unwrap());
+    let spec = start_redis(&host, &client);
+    // One connection that is open before, during and after: it waits for a file that says that the restore is done.
+    let script = "(echo INCR n; echo INCR n; until test -e /tmp/restored; do sleep 0.05; done; echo INCR n; sleep 1) \
+                  | redis-cli -h 10.77.0.50 > /tmp/answers 2>&1";
     let mut session = client.spawn(&["sh", "-c", script], &[], "session.log").unwrap();
-    std::thread::sleep(Duration::from_millis(700));
-    let host = lab.host("node-a").unwrap();
+    client.shell("until test $(wc -l < /tmp/answers) = 2; do sleep 0.02; done").unwrap();
     let dir = "/var/lib/decamp/images";
     let criu = format!(
         "mkdir -p {dir}/work; echo skip-in-flight > /etc/criu/runc.conf
@@ -47,7 +64,8 @@ fn redis_survives_checkpoint_and_restore_with_its_connection() {
         bundle = spec.bundle()
     );
     host.shell(&criu).unwrap();
-    assert_eq!(session.wait(Duration::from_secs(30)).unwrap(), 0);
+    client.shell("touch /tmp/restored").unwrap();
+    assert_eq!(session.wait(Duration::from_secs(60)).unwrap(), 0);
     assert_eq!(String::from_utf8(client.read_file("/tmp/answers").unwrap()).unwrap(), "1\n2\n3\n");
     lab.delete_container("node-a", &spec.id).unwrap();
     assert!(host.pids_matching("redis-server").is_empty());
