@@ -4,6 +4,7 @@ pub mod criu;
 pub mod hook;
 pub mod images;
 pub mod journal;
+pub mod lab;
 pub mod memory;
 pub mod model;
 pub mod network;
