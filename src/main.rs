@@ -1,3 +1,7 @@
 //! The `decamp` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    decamp::cli::run(std::env::args_os()).into()
+}

@@ -84,7 +84,12 @@ mod tests {
     use crate::rpc::v1::Reason;
 
     fn failure(phase: Phase, reasons: usize, cancelled: bool) -> Failure {
-        Failure { phase: phase.into(), reasons: vec![Reason::default(); reasons], cancelled, ..Failure::default() }
+        Failure {
+            phase: phase.into(),
+            reasons: vec![Reason::default(); reasons],
+            cancelled,
+            ..Failure::default()
+        }
     }
 
     #[test]

@@ -155,11 +155,13 @@ mod tests {
 
     #[test]
     fn sizes_and_rates() {
-        let sizes = [("1", 1), ("100 B", 100), ("64KiB", 65_536), ("1.5GiB", 1_610_612_736), ("2mb", 2_000_000)];
+        let sizes =
+            [("1", 1), ("100 B", 100), ("64KiB", 65_536), ("1.5GiB", 1_610_612_736), ("2mb", 2_000_000)];
         for (text, n) in sizes {
             assert_eq!(parse_size(text), Ok(n), "{text}");
         }
-        let rates = [("100MiB/s", 104_857_600), ("100MiB", 104_857_600), ("1Gbit/s", 125_000_000), ("9kbit", 1125)];
+        let rates =
+            [("100MiB/s", 104_857_600), ("100MiB", 104_857_600), ("1Gbit/s", 125_000_000), ("9kbit", 1125)];
         for (text, n) in rates {
             assert_eq!(parse_rate(text), Ok(n), "{text}");
         }
@@ -168,7 +170,10 @@ mod tests {
     #[test]
     fn refusals_say_what_to_write() {
         let of = |result: Result<u64, BadQuantity>| result.unwrap_err().to_string();
-        assert_eq!(of(parse_rate("fast")), "\"fast\" does not begin with a number; write for example 100MiB/s");
+        assert_eq!(
+            of(parse_rate("fast")),
+            "\"fast\" does not begin with a number; write for example 100MiB/s"
+        );
         assert!(of(parse_rate("10M/s")).contains("write MiB (powers of 1024) or MB"));
         assert!(of(parse_size("3 parsecs")).contains("unit \"parsecs\" is not known; known are B, KiB"));
         assert!(of(parse_size("10MiB/s")).contains("leave out \"/s\""));

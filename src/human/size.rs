@@ -46,7 +46,8 @@ pub fn count(n: u64) -> String {
         unit += 1;
     }
     let digits = three_digits(value);
-    let short = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+    let short =
+        if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
     format!("{short}{}", ["k", "M", "G", "T"][unit])
 }
 

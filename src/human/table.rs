@@ -53,12 +53,17 @@ impl Table {
     #[must_use]
     pub fn lines(&self, style: Style) -> Vec<String> {
         let widths: Vec<usize> = (0..self.columns.len()).map(|index| self.width(index)).collect();
-        let heading = self.columns.iter().map(|column| (column.name.to_owned(), Some(Paint::Label))).collect();
+        let heading =
+            self.columns.iter().map(|column| (column.name.to_owned(), Some(Paint::Label))).collect();
         std::iter::once(&heading).chain(&self.rows).map(|cells| self.line(cells, &widths, style)).collect()
     }
 
     fn width(&self, index: usize) -> usize {
-        let cells = self.rows.iter().filter_map(|row| row.get(index)).map(|cell| console::measure_text_width(&cell.0));
+        let cells = self
+            .rows
+            .iter()
+            .filter_map(|row| row.get(index))
+            .map(|cell| console::measure_text_width(&cell.0));
         cells.chain([self.columns[index].name.len()]).max().unwrap_or(0)
     }
 

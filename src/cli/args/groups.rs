@@ -14,7 +14,10 @@ pub(super) const GROUPS: &[(&str, &[&str])] = &[
 pub(super) fn template(tree: &clap::Command) -> String {
     let mut list = String::new();
     for (title, names) in GROUPS {
-        let shown = names.iter().filter_map(|name| tree.find_subcommand(name)).filter(|command| !command.is_hide_set());
+        let shown = names
+            .iter()
+            .filter_map(|name| tree.find_subcommand(name))
+            .filter(|command| !command.is_hide_set());
         let lines: String = shown.fold(String::new(), |mut lines, command| {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
             let _ = writeln!(lines, "  {:<12} {about}", command.get_name());
@@ -24,7 +27,9 @@ pub(super) fn template(tree: &clap::Command) -> String {
             let _ = write!(list, "{title}:\n{lines}\n");
         }
     }
-    format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}")
+    format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}"
+    )
 }
 
 #[cfg(test)]

@@ -195,6 +195,10 @@ impl MountRule {
             MountWay::Refuse => ("refuse", ""),
             MountWay::Map(path) => ("map", path.as_str()),
         };
-        MountPolicy { destination: self.destination.clone(), policy: policy.to_owned(), map_to: map_to.to_owned() }
+        MountPolicy {
+            destination: self.destination.clone(),
+            policy: policy.to_owned(),
+            map_to: map_to.to_owned(),
+        }
     }
 }

@@ -48,7 +48,9 @@ fn every_command_has_one_line_a_longer_text_and_examples() {
 #[test]
 fn the_help_shows_groups_and_exit_codes() {
     let long = Cli::tree().render_long_help().to_string();
-    for piece in ["Look:\n  ls", "Move:\n  migrate", "Set up:", "Examples:", "Exit codes:\n  0  done", "  5  in doubt"] {
+    for piece in
+        ["Look:\n  ls", "Move:\n  migrate", "Set up:", "Examples:", "Exit codes:\n  0  done", "  5  in doubt"]
+    {
         assert!(long.contains(piece), "{piece:?} is missing in\n{long}");
     }
     let short = Cli::tree().render_help().to_string();
@@ -59,7 +61,10 @@ fn the_help_shows_groups_and_exit_codes() {
 fn every_example_in_every_help_parses() {
     fn examples(command: &clap::Command, found: &mut Vec<String>) {
         let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| line.starts_with("decamp "));
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("  "))
+            .filter(|line| line.starts_with("decamp "));
         found.extend(lines.map(str::to_owned));
         command.get_subcommands().for_each(|inner| examples(inner, found));
     }
@@ -68,7 +73,8 @@ fn every_example_in_every_help_parses() {
     assert!(found.len() > 20, "only {} examples", found.len());
     for line in found {
         // What the shell would pass: no pipes, no redirections, no quotes, no explanation after many spaces.
-        let end = line.find(" | ").or_else(|| line.find(" > ")).or_else(|| line.find("    ")).unwrap_or(line.len());
+        let end =
+            line.find(" | ").or_else(|| line.find(" > ")).or_else(|| line.find("    ")).unwrap_or(line.len());
         let words = line[..end].replace("'maintenance was called off'", "maintenance");
         assert!(parse(&words).is_ok(), "{words}: {}", parse(&words).unwrap_err());
     }
@@ -81,7 +87,10 @@ fn a_full_line_becomes_the_request_it_says() {
     let Command::Migrate(args) = parse(line).unwrap().command else { panic!("not migrate") };
     let request = args.options.request(args.container.as_str());
     assert_eq!((request.container.as_str(), request.to.as_str()), ("redis", "10.0.0.2:7443"));
-    assert_eq!((request.mode.as_str(), request.tcp.as_str(), request.compress.as_str()), ("cold", "close", "off"));
+    assert_eq!(
+        (request.mode.as_str(), request.tcp.as_str(), request.compress.as_str()),
+        ("cold", "close", "off")
+    );
     assert_eq!((request.downtime_target_ms, request.max_rounds, request.timeout_ms), (300, 7, 1_800_000));
     assert_eq!((request.bandwidth_bytes_per_s, request.if_not_converging.as_str()), (104_857_600, "cancel"));
     let mounts: Vec<_> = request.mounts.iter().map(|m| (&*m.destination, &*m.policy, &*m.map_to)).collect();
@@ -90,10 +99,15 @@ fn a_full_line_becomes_the_request_it_says() {
 
 #[test]
 fn nothing_typed_means_the_agents_defaults() {
-    let Command::Drain(args) = parse("decamp drain --to node-b").unwrap().command else { panic!("not drain") };
+    let Command::Drain(args) = parse("decamp drain --to node-b").unwrap().command else {
+        panic!("not drain")
+    };
     assert_eq!(args.jobs, 2);
     let request = args.options.request("x");
-    assert_eq!((request.mode.as_str(), request.tcp.as_str(), request.compress.as_str()), ("precopy", "keep", "auto"));
+    assert_eq!(
+        (request.mode.as_str(), request.tcp.as_str(), request.compress.as_str()),
+        ("precopy", "keep", "auto")
+    );
     assert_eq!((request.downtime_target_ms, request.max_rounds, request.bandwidth_bytes_per_s), (0, 0, 0));
 }
 
@@ -124,7 +138,9 @@ fn bad_input_is_refused_with_what_to_write() {
 #[test]
 fn rooms_parse() {
     let line = ["decamp", "lab", "exec", "a", "--", "ps", "-ef"];
-    let Rooms::Lab(LabArgs { command: LabCommand::Exec { host, command } }) = Rooms::try_parse_from(line).unwrap() else {
+    let Rooms::Lab(LabArgs { command: LabCommand::Exec { host, command } }) =
+        Rooms::try_parse_from(line).unwrap()
+    else {
         panic!("not exec")
     };
     assert_eq!((host.as_str(), command.len()), ("a", 2));

@@ -19,7 +19,9 @@ pub enum BadValue {
         why: &'static str,
     },
     /// Neither a peer's name nor an address.
-    #[error("{given:?} is no destination ({why}); write a peer's name from the agent's configuration, or ADDRESS:PORT")]
+    #[error(
+        "{given:?} is no destination ({why}); write a peer's name from the agent's configuration, or ADDRESS:PORT"
+    )]
     Destination {
         /// What was typed.
         given: String,
@@ -35,7 +37,9 @@ pub enum BadValue {
         why: &'static str,
     },
     /// Not a mount rule.
-    #[error("{given:?} is no rule for a mount ({why}); write DEST=shared, DEST=copy, DEST=refuse or DEST=map:PATH")]
+    #[error(
+        "{given:?} is no rule for a mount ({why}); write DEST=shared, DEST=copy, DEST=refuse or DEST=map:PATH"
+    )]
     Mount {
         /// What was typed.
         given: String,
@@ -71,7 +75,8 @@ impl FromStr for AgentAddress {
                 () => Ok(Self::Unix(path)),
             };
         }
-        let (host, port) = host_port(given).map_err(|why| BadValue::Address { given: given.to_owned(), why })?;
+        let (host, port) =
+            host_port(given).map_err(|why| BadValue::Address { given: given.to_owned(), why })?;
         Ok(Self::Tcp { host, port })
     }
 }
@@ -89,7 +94,11 @@ impl fmt::Display for AgentAddress {
 /// "host:7007", "10.0.0.1:7007", "[fd00::1]:7007".
 fn host_port(given: &str) -> Result<(String, u16), &'static str> {
     if let Ok(address) = SocketAddr::from_str(given) {
-        return if address.port() == 0 { Err("port 0 is no port") } else { Ok((address.ip().to_string(), address.port())) };
+        return if address.port() == 0 {
+            Err("port 0 is no port")
+        } else {
+            Ok((address.ip().to_string(), address.port()))
+        };
     }
     let (host, port) = given.rsplit_once(':').ok_or("there is no port")?;
     if host.contains(':') {
@@ -206,7 +215,18 @@ mod tests {
         }
         assert_eq!("/run/a.sock".parse::<AgentAddress>().unwrap(), AgentAddress::Unix("/run/a.sock".into()));
         let long = format!("unix:/{}", "x".repeat(200));
-        let bad = ["", "node-b", "node-b:", "node-b:0", "node-b:x", ":7", "fd00::1:7007", "unix:rel", "a b:1", &long];
+        let bad = [
+            "",
+            "node-b",
+            "node-b:",
+            "node-b:0",
+            "node-b:x",
+            ":7",
+            "fd00::1:7007",
+            "unix:rel",
+            "a b:1",
+            &long,
+        ];
         for text in bad {
             assert!(text.parse::<AgentAddress>().is_err(), "{text:?}");
         }
@@ -227,11 +247,23 @@ mod tests {
     #[test]
     fn mount_rules() {
         let rule = |text: &str| text.parse::<MountRule>();
-        assert_eq!(rule("/data=copy").unwrap(), MountRule { destination: "/data".into(), way: MountWay::Copy });
+        assert_eq!(
+            rule("/data=copy").unwrap(),
+            MountRule { destination: "/data".into(), way: MountWay::Copy }
+        );
         assert_eq!(rule("/a=b=shared").unwrap().destination, "/a=b");
         let mapped = MountRule { destination: "/data".into(), way: MountWay::Map("/srv/x=y".into()) };
         assert_eq!(rule("/data=map:/srv/x=y").unwrap(), mapped);
-        for bad in ["/data", "data=copy", "/data=move", "/d/../e=copy", "/d=map:", "/d=map:rel", "/d=map:/a/../b", "=copy"] {
+        for bad in [
+            "/data",
+            "data=copy",
+            "/data=move",
+            "/d/../e=copy",
+            "/d=map:",
+            "/d=map:rel",
+            "/d=map:/a/../b",
+            "=copy",
+        ] {
             assert!(rule(bad).is_err(), "{bad:?}");
         }
     }
