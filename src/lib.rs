@@ -1,7 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+pub mod cli;
 pub mod criu;
+pub mod demo;
 pub mod hook;
+pub mod human;
 pub mod images;
 pub mod journal;
 pub mod lab;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+<<<<<<< HEAD
 use clap::Parser;
 
 /// Moves running containers from one host to another.
@@ -25,4 +26,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+=======
+fn main() -> ExitCode {
+    decamp::cli::run(std::env::args_os()).into()
+>>>>>>> cli
 }

@@ -1,0 +1,155 @@
+//! Commands that are not clients: they run something on this machine.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::Telling;
+use crate::human::{parse_millis, parse_rate};
+use crate::model::HostId;
+
+/// Where certificates are kept when nothing else is said.
+const PKI_DIR: &str = "/etc/decamp/pki";
+
+/// `decamp agent`
+#[derive(Debug, Args)]
+#[command(
+    about = "Run the agent of this host (as root, under systemd)",
+    long_about = "Run the agent of this host: it finds the containers, talks to CRIU and the runtime, serves operators over \
+        gRPC and other agents over QUIC. One per host, as root; it stays in the foreground and stops on SIGTERM after \
+        finishing or rolling back what is in flight.",
+    after_long_help = "Examples:\n  decamp agent --config /etc/decamp/agent.toml"
+)]
+pub struct AgentArgs {
+    /// The agent's configuration (TOML); every key is explained in the file that is shipped
+    #[arg(long, value_name = "FILE", env = "DECAMP_CONFIG", default_value = "/etc/decamp/agent.toml")]
+    pub config: PathBuf,
+}
+
+/// `decamp pki`
+#[derive(Debug, Args)]
+#[command(
+    about = "Make the certificates by which agents and operators know each other",
+    long_about = "Make the certificates by which agents and operators know each other: an authority of your own, then one \
+        certificate per host and per operator. Keys are written readable by their owner only.",
+    after_long_help = "\
+Examples:
+  decamp pki init --dir pki
+  decamp pki issue node-a --dir pki --address 10.0.0.1
+  decamp pki issue alice --dir pki --operator"
+)]
+pub struct PkiArgs {
+    /// What to make.
+    #[command(subcommand)]
+    pub command: PkiCommand,
+}
+
+/// What `decamp pki` can make.
+#[derive(Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make an authority: ca.pem and ca.key
+    Init {
+        /// Folder for certificates and keys
+        #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
+        dir: PathBuf,
+        /// How long it is valid, like 3650days
+        #[arg(long, value_name = "TIME", default_value = "3650days", value_parser = humantime::parse_duration)]
+        validity: std::time::Duration,
+        /// Replace an authority that is there: every certificate it signed becomes useless
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a certificate for a host, or with --operator for a person: NAME.pem and NAME.key
+    Issue {
+        /// Name in the certificate: the host's name as the other agents' allow-lists spell it
+        name: HostId,
+        /// Folder of the authority; the certificate is written there too
+        #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
+        dir: PathBuf,
+        /// Addresses under which the host is reached; may be repeated
+        #[arg(long = "address", value_name = "IP")]
+        addresses: Vec<IpAddr>,
+        /// How long it is valid, like 397days
+        #[arg(long, value_name = "TIME", default_value = "397days", value_parser = humantime::parse_duration)]
+        validity: std::time::Duration,
+        /// For an operator's command line, not for a host
+        #[arg(long)]
+        operator: bool,
+        /// Replace a certificate that is there
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `decamp lab`
+#[derive(Debug, Args)]
+#[command(
+    about = "Simulated hosts on this machine, to try things out (needs root)",
+    long_about = "Simulated hosts on this machine: namespaces with their own processes, mounts and network, joined by a bridge, \
+        each with its own agent. Needs root and, the first time, the network to fetch packages. `down` removes everything, \
+        also after a crash.",
+    after_long_help = "\
+Examples:
+  decamp lab build
+  decamp lab up --hosts 2 --rate 1Gbit/s
+  decamp lab exec a -- decamp ls
+  decamp lab down"
+)]
+pub struct LabArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LabCommand,
+}
+
+/// What `decamp lab` can do.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Build the root file system of the simulated hosts (once; resumes where it stopped)
+    Build,
+    /// Open hosts and start an agent in each
+    Up {
+        /// How many
+        #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=6))]
+        hosts: u8,
+        /// Speed of the network between them, like 1Gbit/s [default: as fast as it goes]
+        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+        rate: Option<u64>,
+        /// Delay of the network, one way, like 5ms [default: none]
+        #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+        delay: Option<u64>,
+    },
+    /// What is up
+    Status,
+    /// Run a command inside a host
+    Exec {
+        /// The host: a, b, ...
+        host: HostId,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Stop and remove everything
+    Down,
+}
+
+/// `decamp demo`
+#[derive(Debug, Args)]
+#[command(
+    about = "Watch Redis and a process tree move between two simulated hosts and back (needs root)",
+    long_about = "Opens a lab with two hosts, starts Redis with real values and a client that counts every millisecond, and a \
+        second container full of things that are hard to move; moves both to the other host and back; checks every key, \
+        counter, byte and file; prints what it cost; and removes the lab.\n\nExits with 7 if any check fails.",
+    after_long_help = "Examples:\n  decamp demo\n  decamp demo --values 512MiB --keep"
+)]
+pub struct DemoArgs {
+    /// How much Redis holds
+    #[arg(long, value_name = "SIZE", default_value = "200MiB", value_parser = crate::human::parse_size)]
+    pub values: u64,
+    /// Leave the lab up afterwards
+    #[arg(long)]
+    pub keep: bool,
+    /// How to tell it.
+    #[command(flatten)]
+    pub telling: Telling,
+}
