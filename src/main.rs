@@ -1,33 +1,13 @@
-//! The `decamp` command.
+//! The `decamp` command: a hook of CRIU, a process of the lab, or the command line, by how it was called.
 
 use std::process::ExitCode;
 
-<<<<<<< HEAD
-use clap::Parser;
-
-/// Moves running containers from one host to another.
-#[derive(Debug, Parser)]
-#[command(name = "decamp", version)]
-enum Cli {
-    /// Simulated hosts on this machine, to try decamp on
-    #[command(subcommand)]
-    Lab(decamp::lab::command::LabCommand),
-}
-
 fn main() -> ExitCode {
+    if decamp::hook::called_as_hook(std::env::args_os().next().as_deref()) {
+        return decamp::hook::main();
+    }
     if let Some(code) = decamp::lab::entry(std::env::args_os()) {
         return code;
     }
-    let Cli::Lab(command) = Cli::parse();
-    match command.run(&mut |line| println!("{line}"), &mut |line| eprintln!("{line}")) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-        Err(e) => {
-            eprintln!("decamp: {:#}", anyhow::Error::new(e));
-            ExitCode::FAILURE
-        }
-    }
-=======
-fn main() -> ExitCode {
     decamp::cli::run(std::env::args_os()).into()
->>>>>>> cli
 }

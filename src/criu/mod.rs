@@ -11,5 +11,5 @@ mod version;
 
 pub use config::{CriuConfig, HOOK_NAME, TcpPolicy};
 pub use log::{Diagnosis, diagnose};
-pub use page_server::{PageRecord, PageServer, PageServerError, receive_pages};
+pub use page_server::{PageEvent, PageRecord, PageServer, PageServerError, receive_pages};
 pub use version::{CriuProblem, CriuVersion, MINIMUM, check};

@@ -65,6 +65,15 @@ pub enum PageServerError {
     Stopped,
 }
 
+/// What CRIU sends, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PageEvent {
+    /// An object begins; it may turn out to have no pages.
+    Object(ObjectId),
+    /// Pages of the object that began last.
+    Pages(PageRecord),
+}
+
 /// Pages as CRIU sent them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRecord {
@@ -106,7 +115,7 @@ impl PageServer {
     ///
     /// # Errors
     /// See [`PageServerError`].
-    pub async fn serve(self, sink: mpsc::Sender<PageRecord>) -> Result<(), PageServerError> {
+    pub async fn serve(self, sink: mpsc::Sender<PageEvent>) -> Result<(), PageServerError> {
         let (stream, peer) = self.listener.accept().await.map_err(PageServerError::Io)?;
         drop(self.listener);
         check_owner(peer, self.address)?;
@@ -145,7 +154,7 @@ async fn read_record<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Record, Pag
 ///
 /// # Errors
 /// See [`PageServerError`].
-pub async fn receive_pages<S>(mut stream: S, sink: mpsc::Sender<PageRecord>) -> Result<(), PageServerError>
+pub async fn receive_pages<S>(mut stream: S, sink: mpsc::Sender<PageEvent>) -> Result<(), PageServerError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -155,8 +164,14 @@ where
         let unknown = |what| PageServerError::Unknown { what, command: record.command };
         let object_type = u32::try_from(record.object & 0xff).unwrap_or(0);
         match operation {
-            OPEN => {}
-            OPEN2 => stream.write_all(&[0]).await.map_err(PageServerError::Io)?,
+            OPEN | OPEN2 => {
+                let object = ObjectId::from_wire(object_type, record.object >> 8)
+                    .ok_or_else(|| unknown("an unknown kind of object"))?;
+                sink.send(PageEvent::Object(object)).await.map_err(|_| PageServerError::Stopped)?;
+                if operation == OPEN2 {
+                    stream.write_all(&[0]).await.map_err(PageServerError::Io)?;
+                }
+            }
             PARENT => stream.write_all(&0i32.to_le_bytes()).await.map_err(PageServerError::Io)?,
             ADD | ADD_F => {
                 let flags = if operation == ADD { PE_PRESENT } else { flags };
@@ -184,7 +199,7 @@ where
 
 async fn take_pages<S: AsyncRead + Unpin>(
     stream: &mut S,
-    sink: &mpsc::Sender<PageRecord>,
+    sink: &mpsc::Sender<PageEvent>,
     object: ObjectId,
     flags: u32,
     record: &Record,
@@ -197,7 +212,7 @@ async fn take_pages<S: AsyncRead + Unpin>(
         let mut data = vec![0u8; length];
         stream.read_exact(&mut data).await.map_err(PageServerError::Io)?;
         let chunk = PageRecord { object, first, flags, data: data.into() };
-        sink.send(chunk).await.map_err(|_| PageServerError::Stopped)?;
+        sink.send(PageEvent::Pages(chunk)).await.map_err(|_| PageServerError::Stopped)?;
         first = PageIndex(first.0 + count);
         left -= count;
     }
@@ -228,10 +243,11 @@ mod tests {
         assert_eq!(criu.read_u8().await.unwrap(), 0);
         criu.write_all(&record(ADD_F | (6 << 16), 300, 0x7000, (1 << 8) | 1)).await.unwrap();
         criu.write_all(&vec![7u8; 300 * PAGE_SIZE]).await.unwrap();
-        let first = pages.recv().await.unwrap();
+        assert_eq!(pages.recv().await, Some(PageEvent::Object(ObjectId::Task(1))));
+        let Some(PageEvent::Pages(first)) = pages.recv().await else { panic!("no pages") };
         assert_eq!((first.object, first.first, first.flags), (ObjectId::Task(1), PageIndex(7), 6));
         assert_eq!(first.data.len(), 256 * PAGE_SIZE);
-        let second = pages.recv().await.unwrap();
+        let Some(PageEvent::Pages(second)) = pages.recv().await else { panic!("no pages") };
         assert_eq!((second.first, second.data.len()), (PageIndex(7 + 256), 44 * PAGE_SIZE));
         criu.write_all(&record(CLOSE, 0, 0, 0)).await.unwrap();
         assert_eq!(criu.read_i32_le().await.unwrap(), 0);

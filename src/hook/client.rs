@@ -4,12 +4,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use super::{Action, Greeting};
+use super::{Action, Greeting, NAME};
 
 /// Environment variable that names the agent's hook socket; inherited through runc and CRIU.
 pub const ENV_SOCKET: &str = "DECAMP_HOOK_SOCKET";
 /// Environment variable with the secret of this dump or restore.
 pub const ENV_TOKEN: &str = "DECAMP_HOOK_TOKEN";
+
+/// Was the program started under the hook's name? CRIU passes no arguments, so the name is all there is.
+#[must_use]
+pub fn called_as_hook(program: Option<&std::ffi::OsStr>) -> bool {
+    program.and_then(|program| std::path::Path::new(program).file_name()).is_some_and(|name| name == NAME)
+}
 
 /// The whole program. Success lets CRIU go on.
 #[must_use]

@@ -12,8 +12,11 @@
 mod client;
 mod hub;
 
-pub use client::{ENV_SOCKET, ENV_TOKEN, main};
+pub use client::{ENV_SOCKET, ENV_TOKEN, called_as_hook, main};
 pub use hub::{HookCall, HookError, HookHub, HookWaiter, Verdict};
+
+/// Name of the link to the binary under which CRIU executes it.
+pub const NAME: &str = "decamp-hook";
 
 use serde::{Deserialize, Serialize};
 

@@ -14,7 +14,7 @@ use crate::files::DigestCache;
 use crate::hook::HookHub;
 use crate::journal::Journal;
 use crate::model::HostId;
-use crate::pages::CompressMode;
+use crate::pages::compress::Compression;
 use crate::quic::Endpoint;
 use crate::rpc::v1::{HostFacts, Reason};
 use crate::runtime::Runc;
@@ -47,7 +47,7 @@ pub struct Settings {
     /// Connections.
     pub tcp: TcpPolicy,
     /// Page compression.
-    pub compress: CompressMode,
+    pub compress: Compression,
     /// Migrations at once, either way.
     pub max_concurrent: usize,
     /// Policies by mount point.
@@ -112,6 +112,8 @@ pub struct Host {
     pub retained: Arc<RetainedPages>,
     /// Digests of base layers.
     pub digests: DigestCache,
+    /// Fires when the agent stops.
+    pub stopping: tokio_util::sync::CancellationToken,
     /// Memory promised to migrations in flight, bytes.
     pub memory_promised: AtomicU64,
 }

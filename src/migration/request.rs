@@ -9,7 +9,7 @@ use super::convergence::{NotConverging, Policy};
 use super::host::Settings;
 use crate::criu::TcpPolicy;
 use crate::model::{ContainerId, HostId, limits};
-use crate::pages::CompressMode;
+use crate::pages::compress::Compression;
 use crate::rpc::v1::{MigrateRequest, Reason};
 
 /// How the memory travels.
@@ -95,7 +95,7 @@ pub struct Request {
     /// Of the whole migration.
     pub timeout: Duration,
     /// Page compression.
-    pub compress: CompressMode,
+    pub compress: Compression,
 }
 
 fn bad(what: String, remedy: &str) -> Reason {
@@ -133,9 +133,9 @@ impl Request {
         };
         let compress = match asked.compress.as_str() {
             "" => Ok(settings.compress),
-            "auto" => Ok(CompressMode::Auto),
-            "on" => Ok(CompressMode::On),
-            "off" => Ok(CompressMode::Off),
+            "auto" => Ok(Compression::Auto),
+            "on" => Ok(Compression::On),
+            "off" => Ok(Compression::Off),
             other => {
                 Err(complain(bad(format!("--compress {other:?} is not a choice"), "use auto, on or off")))
             }

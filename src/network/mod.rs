@@ -42,4 +42,4 @@ pub use check::check;
 pub use error::NetworkError;
 pub use plan::host_end_name;
 pub use prepare::{Prepared, prepare, remove};
-pub use source::{isolate, rejoin};
+pub use source::{isolate, raise, rejoin};

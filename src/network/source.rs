@@ -20,6 +20,14 @@ pub async fn isolate(capture: &Capture) -> Result<(), NetworkError> {
     close_gate(&names(capture)).await
 }
 
+/// Brings host ends up again that an earlier run of the agent took down.
+///
+/// # Errors
+/// When one is gone or does not come up.
+pub async fn raise(host_ends: &[String]) -> Result<(), NetworkError> {
+    open_gate(host_ends).await
+}
+
 /// Undoes [`isolate`] and announces the addresses, because the destination may have announced them meanwhile.
 ///
 /// # Errors

@@ -9,11 +9,8 @@
     clippy::large_futures,
     clippy::needless_pass_by_value
 )]
-<<<<<<< HEAD
-=======
 
 pub mod json;
->>>>>>> cli
 
 /// Version 1 of every message.
 pub mod v1 {

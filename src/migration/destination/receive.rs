@@ -14,11 +14,12 @@ use super::restore::Arriving;
 use crate::files::TreeSink;
 use crate::journal::Record;
 use crate::model::limits::{LAYOUT_PART_RUNS_MAX, OBJECTS_MAX};
-use crate::model::{Digest, MigrationId, ObjectId, PageIndex};
+use crate::model::{Digest, MigrationId, ObjectId};
 use crate::protocol::frame::read_message;
 use crate::quic::{Link, Stream};
 use crate::rpc::v1::{FilesHello, LayoutPart, RestoreRequest, StreamHello, stream_hello::Role};
-use crate::store::{Layout, LayoutRun, PageStore, RetainedPages, serve_page_stream};
+use crate::model::layout::{LayoutRun, ObjectLayout};
+use crate::store::{PageStore, RetainedPages, serve_page_stream};
 
 /// Runs of all layouts together; 100 million pages in single-page runs.
 const RUNS_MAX: usize = 100_000_000;
@@ -39,7 +40,7 @@ pub(super) struct Incoming {
     shared: Arc<Shared>,
     failures: mpsc::Receiver<MigrationError>,
     acceptor: JoinHandle<()>,
-    layouts: BTreeMap<ObjectId, Layout>,
+    layouts: BTreeMap<ObjectId, ObjectLayout>,
     done: Vec<ObjectId>,
     runs: usize,
 }
@@ -104,23 +105,26 @@ impl Incoming {
         if self.done.contains(&object) {
             return Err(self.broke(format!("the layout of {object} came twice")));
         }
-        let empty = || Layout { object, runs: Vec::new(), root: Digest([0; 32]) };
+        let empty = || ObjectLayout { object, runs: Vec::new(), root: Digest([0; 32]) };
         let layout = self.layouts.entry(object).or_insert_with(empty);
         layout.runs.extend(part.runs.into_iter().map(|run| LayoutRun {
-            first: PageIndex(run.first_page),
+            first: run.first_page,
             count: run.count,
             flags: run.flags,
         }));
-        if !part.root.is_empty() {
-            layout.root =
-                Digest::from_slice(&part.root).ok_or_else(|| self.broke("a layout's root has a wrong length"))?;
-            self.done.push(object);
+        if part.root.is_empty() {
+            return Ok(());
         }
+        match Digest::from_slice(&part.root) {
+            Some(root) => layout.root = root,
+            None => return Err(self.broke("a layout's root has a wrong length")),
+        }
+        self.done.push(object);
         Ok(())
     }
 
     /// Everything that was announced is here; the layouts are handed out.
-    pub(super) async fn complete(&mut self, request: &RestoreRequest) -> Result<Vec<Layout>, MigrationError> {
+    pub(super) async fn complete(&mut self, request: &RestoreRequest) -> Result<Vec<ObjectLayout>, MigrationError> {
         let (layouts, done) = (self.layouts.len(), self.done.len());
         if layouts != request.objects as usize || done != layouts {
             return Err(self.broke(format!("{done} of {layouts} layouts are whole, {} were announced", request.objects)));

@@ -2,7 +2,9 @@
 //! release. And the reverse: everything of an arrival that must not stay, removed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::home::{Arrived, Home};
@@ -18,7 +20,9 @@ use crate::model::ContainerId;
 use crate::network::{self, Prepared};
 use crate::rpc::v1::{Offer, Ready, Running, Timing};
 use crate::runtime::{Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, mount_overlay};
-use crate::store::{Layout, assemble};
+use crate::model::layout::ObjectLayout;
+use crate::store::assemble::{AssembleStats, assemble};
+use crate::store::{PageStore, StoreError};
 
 /// From the start of the restore to its hold, and from the release to the end.
 const RESTORE_WITHIN: Duration = Duration::from_secs(600);
@@ -39,6 +43,29 @@ struct Restoring {
     hold: Option<HookCall>,
 }
 
+/// Sets a flag when it goes: the assembling threads look at it.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn assemble_off_thread(
+    store: Arc<PageStore>,
+    layouts: Vec<ObjectLayout>,
+    folder: PathBuf,
+) -> Result<AssembleStats, MigrationError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let _stop_when_left = StopOnDrop(Arc::clone(&stop));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = move || assemble(&store, &layouts, &folder, 1, threads, &stop);
+    let done: Result<AssembleStats, StoreError> =
+        tokio::task::spawn_blocking(work).await.map_err(|_| MigrationError::Stopping)?;
+    Ok(done?)
+}
+
 fn timing(name: &str, since: Instant) -> Timing {
     let duration_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
     Timing { name: name.to_owned(), duration_us }
@@ -46,7 +73,7 @@ fn timing(name: &str, since: Instant) -> Timing {
 
 /// Makes home, network and scratch. What was made before a failure is removed by [`clean_home`].
 pub(super) async fn prepare(
-    host: &std::sync::Arc<Host>,
+    host: &Arc<Host>,
     record: &mut Record,
     offer: &Offer,
     plan: &Plan,
@@ -90,7 +117,7 @@ impl Arriving {
         for mount in &plan.copied {
             bind_sources.insert(mount.destination.clone(), self.home.volume(mount.index));
         }
-        let network_namespace = self.network.as_ref().map(|prepared| prepared.path().to_owned());
+        let network_namespace = self.network.as_ref().map(|prepared| Path::new("/run/netns").join(prepared.name()));
         let bundle: Bundle = plan.bundle.clone().rewrite(&Rewrite { bind_sources, network_namespace })?;
         let path = self.home.bundle().join("config.json");
         std::fs::write(&path, bundle.to_bytes()?).map_err(MigrationError::io("write", &path))
@@ -103,10 +130,10 @@ impl Arriving {
         record: &Record,
         plan: &Plan,
         incoming: &Incoming,
-        layouts: Vec<Layout>,
+        layouts: Vec<ObjectLayout>,
     ) -> Result<Ready, MigrationError> {
         let began = Instant::now();
-        let assembled = assemble(incoming.store(), layouts, self.scratch.images()).await?;
+        let assembled = assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
         let mut timings = vec![timing("assemble", began)];
         let began = Instant::now();
         self.write_bundle(plan)?;
@@ -145,7 +172,7 @@ impl Arriving {
         host.journal.put(record).await?;
         let mut timings = vec![timing("decision", began)];
         let began = Instant::now();
-        if let Some(network) = &mut self.network {
+        if let Some(network) = &self.network {
             network.up().await?;
         }
         timings.push(timing("network", began));
@@ -175,8 +202,9 @@ impl Arriving {
     /// The container runs: tell the network, let the runtime end, forget seeds.
     pub(super) async fn settle(&mut self, host: &Host, record: &Record) {
         if let Some(network) = self.network.take() {
-            network.announce();
-            network.keep();
+            if let Err(error) = network.announce().await {
+                tracing::warn!(container = %record.container, %error, "the network could not be told of the move");
+            }
         }
         if let Some(mut restoring) = self.restoring.take() {
             match tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await {
@@ -188,7 +216,7 @@ impl Arriving {
         if let Err(error) = self.home.forget_retained() {
             tracing::warn!(container = %record.container, %error, "old files of the container are left");
         }
-        host.retained.forget(record.container.as_str());
+        host.retained.remove(&record.container);
     }
 }
 

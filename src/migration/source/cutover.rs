@@ -14,11 +14,12 @@ use tokio::task::JoinHandle;
 
 use super::super::scratch::Scratch;
 use super::super::{MigrationError, progress::unix_us};
+use super::precopy::for_operator;
 use super::{Decision, Source};
-use crate::criu::{PageRecord, PageServer, PageServerError, TcpPolicy, diagnose};
+use crate::criu::{PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::journal::Stage;
-use crate::memory::Layout;
+use crate::model::layout::ObjectLayout;
 use crate::network;
 use crate::rpc::v1::{
     Commit, DowntimePart, LayoutPart, PagemapRun, Phase, Ready, RestoreRequest, RoundStats, Summary, control_frame::Body,
@@ -41,11 +42,20 @@ pub(super) struct Dump {
     run: RuntimeRun,
     waiter: HookWaiter,
     server: JoinHandle<Result<(), PageServerError>>,
-    records: mpsc::Receiver<PageRecord>,
+    records: mpsc::Receiver<PageEvent>,
     pub(super) scratch: Scratch,
     /// Set once CRIU holds.
     pub(super) hold: Option<HookCall>,
     pub(super) frozen_at: Option<(Instant, u64)>,
+}
+
+impl Dump {
+    /// Waits for the runtime's end, whatever it says.
+    pub(super) async fn wait_end(&mut self) {
+        if let Err(error) = self.run.wait().await {
+            tracing::debug!(%error, "the runtime's last words after the release");
+        }
+    }
 }
 
 /// When what happened, for the waterfall.
@@ -122,8 +132,9 @@ impl Source {
         while dump.hold.is_none() || pages_open {
             tokio::select! {
                 record = dump.records.recv(), if pages_open => match record {
-                    Some(record) => {
-                        self.plane.final_pages(record.object, record.first, record.flags, record.data).await?;
+                    Some(PageEvent::Object(object)) => self.plane.final_object(object).await?,
+                    Some(PageEvent::Pages(pages)) => {
+                        self.plane.final_pages(pages.object, pages.first, pages.flags, pages.data).await?;
                     }
                     None => pages_open = false,
                 },
@@ -157,6 +168,7 @@ impl Source {
         let there = self.request.to.to_string();
         let guard = self.guard.clone();
         let (layouts, final_round) = guard.run("sending the last pages", self.plane.finish_final()).await?;
+        let final_round = for_operator(0, &final_round);
         times.slice("last pages", &here);
         let last_round = self.file_rounds.last().map_or(1, |stats| stats.round + 1);
         self.file_round(last_round, true).await?;
@@ -173,6 +185,7 @@ impl Source {
         guard.run("asking for the restore", self.session.send(Body::Restore(ask))).await?;
         let ready = guard.within("the restore", RESTORE_WITHIN, self.wait_ready(dump)).await?;
         restore_slices(&mut times, &ready, &there);
+        self.pages_verified = ready.pages_verified;
         if ready.epoch != self.record.epoch.0 {
             return Err(MigrationError::Protocol { host: there, what: format!("voted for epoch {}", ready.epoch) });
         }
@@ -185,7 +198,7 @@ impl Source {
         Ok((times, final_round))
     }
 
-    async fn send_layout(&mut self, layout: Layout) -> Result<(), MigrationError> {
+    async fn send_layout(&mut self, layout: ObjectLayout) -> Result<(), MigrationError> {
         let (object_type, object_id) = layout.object.to_wire();
         let mut chunks = layout.runs.chunks(crate::model::limits::LAYOUT_PART_RUNS_MAX).peekable();
         loop {
@@ -196,7 +209,7 @@ impl Source {
                 object_id,
                 runs: runs
                     .iter()
-                    .map(|run| PagemapRun { first_page: run.first.0, count: run.count, flags: run.flags })
+                    .map(|run| PagemapRun { first_page: run.first, count: run.count, flags: run.flags })
                     .collect(),
                 root: if last { layout.root.0.to_vec().into() } else { bytes::Bytes::new() },
             };

@@ -36,7 +36,8 @@ pub(super) struct Tree {
 
 impl Inspection {
     pub(super) fn host_ends(&self) -> Vec<String> {
-        self.capture.as_ref().map(Capture::host_ends).unwrap_or_default()
+        let ends = self.capture.iter().flat_map(|capture| &capture.host_ends);
+        ends.map(|end| end.name.clone()).collect()
     }
 
     pub(super) fn disk_bytes(&self) -> u64 {
@@ -70,7 +71,7 @@ pub(super) async fn inspect(host: &Host, request: &Request) -> Result<Inspection
     }
     let (network, capture) = match network(&bundle).await {
         Ok(found) => found,
-        Err(network::NetworkError::Unsupported { reasons: odd }) => {
+        Err(network::NetworkError::Refused { reasons: odd }) => {
             reasons.extend(odd);
             (NetworkDescriptor::default(), None)
         }
@@ -131,7 +132,7 @@ fn connection_reasons(container: &Container, tcp: TcpPolicy) -> Vec<Reason> {
     let established = |entries: Vec<procfs::net::TcpNetEntry>| {
         entries.into_iter().filter(|e| e.state == procfs::net::TcpState::Established).count()
     };
-    let count = established(process.tcp().unwrap_or_default().0) + established(process.tcp6().unwrap_or_default().0);
+    let count = established(process.tcp().unwrap_or_default()) + established(process.tcp6().unwrap_or_default());
     match count {
         0 => Vec::new(),
         count => vec![reason(
@@ -147,6 +148,7 @@ async fn rootfs(host: &Host, container: &Container) -> Result<(RootfsDescriptor,
     let overlay = overlay_at(&container.rootfs)?;
     let (kind, root, layers, options) = match overlay {
         Some(overlay) => {
+            let userxattr = overlay.options.iter().any(|option| option == "userxattr");
             let mut layers = Vec::new();
             for path in &overlay.lower {
                 let digest = host.digests.digest(path).await?;
@@ -155,14 +157,14 @@ async fn rootfs(host: &Host, container: &Container) -> Result<(RootfsDescriptor,
                     digest: digest.0.to_vec().into(),
                 });
             }
-            (TreeKind::Upper, overlay.upper, layers, overlay.options)
+            (TreeKind::Upper { userxattr }, overlay.upper, layers, overlay.options)
         }
         None => (TreeKind::Tree, container.rootfs.clone(), Vec::new(), Vec::new()),
     };
     let bytes = tree_bytes(&root).await?;
     let descriptor = RootfsDescriptor {
         kind: match kind {
-            TreeKind::Upper => rootfs_descriptor::Kind::Overlay.into(),
+            TreeKind::Upper { .. } => rootfs_descriptor::Kind::Overlay.into(),
             TreeKind::Tree => rootfs_descriptor::Kind::Tree.into(),
         },
         layers,
@@ -224,7 +226,7 @@ async fn network(bundle: &Bundle) -> Result<(NetworkDescriptor, Option<Capture>)
         None => Ok((plain(network_descriptor::Kind::Loopback), None)),
         Some(path) => {
             let capture = network::capture(&path).await?;
-            Ok((capture.descriptor().clone(), Some(capture)))
+            Ok((capture.descriptor.clone(), Some(capture)))
         }
     }
 }

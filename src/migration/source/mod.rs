@@ -31,7 +31,7 @@ use super::request::{Mode, Request};
 use super::session::Session;
 use super::{Host, MigrationError, Progress};
 use crate::journal::{Record, Stage};
-use crate::memory::PagePlane;
+use crate::memory::{ContentHashTracker, PagePlane, Tracker};
 use crate::model::Epoch;
 use crate::protocol::pace::Pacer;
 use crate::quic::Link;
@@ -59,6 +59,8 @@ struct Source {
     link: Link,
     session: Session,
     plane: PagePlane,
+    tracker: Arc<dyn Tracker>,
+    pages_verified: u64,
     pacer: Arc<Pacer>,
     offset: Offset,
     started: Instant,
@@ -145,6 +147,10 @@ async fn agreed(
     let negotiated = negotiate::negotiate(host, &request, &guard, &record, &inspection).await;
     let negotiate::Agreed { link, session, plane, pacer, offset } =
         negotiated.map_err(|error| (error, Phase::Negotiating))?;
+    let tracker = match ContentHashTracker::probe() {
+        Ok(tracker) => Arc::new(tracker),
+        Err(error) => return Err((error.into(), Phase::Negotiating)),
+    };
     let mut source = Source {
         host: Arc::clone(host),
         request,
@@ -155,6 +161,8 @@ async fn agreed(
         link,
         session,
         plane,
+        tracker,
+        pages_verified: 0,
         pacer,
         offset,
         started: Instant::now(),

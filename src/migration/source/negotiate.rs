@@ -11,7 +11,7 @@ use super::super::session::Session;
 use super::super::{Host, MigrationError};
 use super::inspect::Inspection;
 use crate::journal::Record;
-use crate::memory::PagePlane;
+use crate::memory::{PagePlane, PlaneOptions};
 use crate::model::{MigrationId, limits};
 use crate::protocol::frame::write_message;
 use crate::protocol::pace::Pacer;
@@ -63,12 +63,13 @@ pub(super) async fn negotiate(
         });
     }
     let offset = guard.run("comparing clocks", compare_clocks(&mut session)).await?;
+    let options = PlaneOptions { compression: request.compress, ask_retained: accept.retained_pages > 0 };
     let pacer = Arc::new(Pacer::new(request.bandwidth));
     let mut streams = Vec::new();
     for _ in 0..accept.streams.clamp(1, limits::STREAMS_MAX) {
         streams.push(guard.run("opening a page stream", open(&link, Role::Pages, &record.migration)).await?);
     }
-    let plane = PagePlane::new(streams, Arc::clone(&pacer), request.compress, accept.retained_pages > 0);
+    let plane = PagePlane::new(streams, Arc::clone(&pacer), options);
     Ok(Agreed { link, session, plane, pacer, offset })
 }
 

@@ -4,7 +4,9 @@ use super::super::MigrationError;
 use super::super::convergence::{Round, Verdict, decide, expected_downtime};
 use super::Source;
 use super::negotiate::open;
-use crate::memory::{ContentHashTracker, processes};
+use std::sync::Arc;
+
+use crate::memory::{Progress as PagesSoFar, RoundStats as PageStats, processes};
 use crate::rpc::v1::{
     FileProgress, FileStats, MemoryProgress, RoundStats, event::Body as EventBody, stream_hello::Role,
 };
@@ -40,10 +42,9 @@ impl Source {
 
     /// Memory rounds until the rest is worth a freeze, or the policy says otherwise.
     pub(super) async fn pre_copy(&mut self) -> Result<(), MigrationError> {
-        let mut tracker = ContentHashTracker::default();
         let mut previous: Option<Round> = None;
         for number in 1.. {
-            let mut stats = self.memory_round(number, &mut tracker).await?;
+            let mut stats = self.memory_round(number).await?;
             let round = observed(&stats, &self.rounds);
             let expected = expected_downtime(&round);
             stats.expected_downtime_ms = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
@@ -61,14 +62,10 @@ impl Source {
         Ok(())
     }
 
-    async fn memory_round(
-        &mut self,
-        number: u32,
-        tracker: &mut ContentHashTracker,
-    ) -> Result<RoundStats, MigrationError> {
+    async fn memory_round(&mut self, number: u32) -> Result<RoundStats, MigrationError> {
         let progress = self.progress.clone();
         let started = std::time::Instant::now();
-        let told = move |pages_done: u64, pages_total: u64, bytes_sent: u64| {
+        let told = move |PagesSoFar { pages_done, pages_total, bytes_sent }| {
             let seconds = started.elapsed().as_secs_f64().max(0.001);
             // A rate of a round so far: fractions of a byte do not matter.
             let bytes_per_s = bytes_sent.checked_div(seconds.ceil().clamp(1.0, 1e9) as u64).unwrap_or(0);
@@ -82,10 +79,26 @@ impl Source {
         };
         let found = processes(self.inspection.container.init_pid)?;
         let cancel = self.guard.cancel().token();
-        let round = self.plane.round(&found, tracker, told, cancel);
-        let mut stats = self.guard.run("a memory round", round).await?;
-        stats.round = number;
-        Ok(stats)
+        let round = self.plane.round(found, Arc::clone(&self.tracker), told, cancel);
+        let stats = self.guard.run("a memory round", round).await?;
+        Ok(for_operator(number, &stats))
+    }
+}
+
+/// In the words of the control plane.
+pub(super) fn for_operator(round: u32, stats: &PageStats) -> RoundStats {
+    RoundStats {
+        round,
+        pages_scanned: stats.pages_scanned,
+        pages_dirty: stats.pages_dirty,
+        pages_zero: stats.pages_zero,
+        pages_known: stats.pages_known,
+        pages_compressed: stats.pages_compressed,
+        pages_raw: stats.pages_raw,
+        bytes_sent: stats.bytes_sent,
+        duration_us: u64::try_from(stats.duration.as_micros()).unwrap_or(u64::MAX),
+        dirty_pages_per_s: stats.dirty_pages_per_s,
+        expected_downtime_ms: 0,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The container runs at the destination: the original dies, and what belonged to it here goes. All of it is outside the
 //! downtime. Also used at the agent's start for migrations that were in doubt when it stopped.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::super::home::Home;
@@ -11,6 +13,7 @@ use super::cutover::{Dump, Times};
 use crate::hook::Verdict;
 use crate::journal::Record;
 
+use crate::memory::{MemoryError, processes, retain_departed};
 use crate::network;
 use crate::rpc::v1::{Phase, Released, RoundStats, Running, Summary, control_frame::Body};
 use crate::runtime::{Bundle, Container, Freezer, FreezerState};
@@ -34,8 +37,7 @@ impl Source {
                 host: there.clone(),
             });
         }
-        let departed = self.plane.retain_departed(&self.host.retained, self.request.container.as_str()).await;
-        if let Err(error) = departed {
+        if let Err(error) = self.retain_pages().await {
             tracing::warn!(container = %self.request.container, error = super::super::error::chain(&error),
                 "the departed container's pages are not kept; a return will send them again");
         }
@@ -78,6 +80,21 @@ impl Source {
         if ended.is_err() {
             tracing::warn!(container = %container.id, "the runtime did not end after the release");
         }
+    }
+
+    /// Pages of the frozen original, kept in memory: a return sends only what changed.
+    async fn retain_pages(&self) -> Result<(), MigrationError> {
+        let processes = processes(self.inspection.container.init_pid)?;
+        let tracker = Arc::clone(&self.tracker);
+        let mut generation = self.host.retained.begin_generation(&self.request.container);
+        let keep = move || {
+            let never = AtomicBool::new(false);
+            retain_departed(&processes, tracker.as_ref(), &never, |digest, page| generation.add(digest, page))?;
+            generation.finish();
+            Ok::<(), MemoryError>(())
+        };
+        tokio::task::spawn_blocking(keep).await.map_err(|_| MigrationError::Stopping)??;
+        Ok(())
     }
 
     fn summary(&self, times: Times, final_round: RoundStats, running: &Running) -> Summary {
