@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    decamp::cli::run(std::env::args_os()).into()
+    decamp::cli::run(std::env::args_os())
 }

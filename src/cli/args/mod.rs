@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, 
 
 pub use agent::AgentOptions;
 pub use migrate::{DrainArgs, IfNotConverging, MigrateArgs, Mode, MoveOptions, OnOff, Tcp};
-pub use rooms::{AgentArgs, DemoArgs, LabArgs, LabCommand, PkiArgs, PkiCommand};
+pub use rooms::{AgentArgs, DemoArgs, PkiArgs, PkiCommand};
 pub use values::{AgentAddress, Destination, MountRule, MountWay, Which};
 
 use super::exit::EXIT_CODES;
