@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+pub mod agent;
 pub mod cli;
+pub mod config;
 pub mod criu;
 pub mod demo;
 pub mod files;
@@ -21,3 +23,4 @@ pub mod rpc;
 pub mod runtime;
 pub mod store;
 pub mod sys;
+pub mod telemetry;

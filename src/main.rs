@@ -9,5 +9,5 @@ fn main() -> ExitCode {
     if let Some(code) = decamp::lab::entry(std::env::args_os()) {
         return code;
     }
-    decamp::cli::run(std::env::args_os()).into()
+    decamp::cli::run(std::env::args_os())
 }

@@ -158,6 +158,7 @@ impl Control for ControlService {
             Err(reason) => return Ok(Response::new(refused(&asked.container, &host, vec![reason]))),
         };
         let events = stream_of(vec![progress.clone()]);
+        let started = migration::unix_ms();
         agent.clone().tasks.spawn(async move {
             let outcome = Box::pin(migration::source::migrate(
                 Arc::clone(&agent.host),
@@ -168,7 +169,7 @@ impl Control for ControlService {
             .await;
             // Free the name before the last event: who sees the end may start the next one.
             drop(reservation);
-            agent.finished(&checked, &progress, outcome).await;
+            agent.finished(&checked, &progress, outcome, started).await;
         });
         Ok(Response::new(events))
     }

@@ -36,9 +36,9 @@ impl Complaint {
         self
     }
 
-    /// Standard output could not be written, and not because its reader left.
-    pub(crate) fn output(error: &std::io::Error) -> Self {
-        Self::new(Exit::Failed, "standard output cannot be written").fact("what", error.to_string())
+    /// A room that runs on this machine gave up.
+    pub(crate) fn of_error(headline: &str, error: &dyn std::error::Error) -> Self {
+        Self::new(Exit::Failed, headline).fact("what", chain(error))
     }
 
     /// A migration that ended badly.
@@ -99,6 +99,20 @@ pub(crate) fn reason_lines(number: usize, reason: &Reason, style: Style) -> Vec<
         }
     }
     lines
+}
+
+/// An error and its causes, each once: tonic repeats itself, and says "transport error" above everything.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(current) = next {
+        let text = current.to_string();
+        if text != "transport error" && !texts.iter().any(|told| told.contains(&text)) {
+            texts.push(text);
+        }
+        next = current.source();
+    }
+    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
 }
 
 /// "while its memory was copied": the phase as part of a sentence.
@@ -171,6 +185,17 @@ mod tests {
         ];
         assert_eq!(lines, wanted);
     }
+
+    #[test]
+    fn a_chain_says_everything_once() {
+        let inner = std::io::Error::other("no route");
+        let outer = std::io::Error::other(Complained(inner));
+        assert_eq!(chain(&outer), "dial node-b: no route");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("dial node-b")]
+    struct Complained(#[source] std::io::Error);
 
     #[test]
     fn in_doubt_says_that_nothing_runs_twice() {

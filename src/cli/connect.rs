@@ -10,6 +10,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, Status};
 
 use super::args::{AgentAddress, AgentOptions};
+use super::complaint::chain;
 use super::{Complaint, Exit};
 use crate::rpc::v1::control_client::ControlClient;
 
@@ -197,20 +198,6 @@ fn private_pem(path: &Path) -> Result<Vec<u8>, Complaint> {
         .fact("next", format!("chmod 600 {}", path.display())));
     }
     pem(path)
-}
-
-/// An error and its causes, each once: tonic repeats itself.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(current) = next {
-        let text = current.to_string();
-        if text != "transport error" && !texts.iter().any(|told| told.contains(&text)) {
-            texts.push(text);
-        }
-        next = current.source();
-    }
-    if texts.is_empty() { error.to_string() } else { texts.join(": ") }
 }
 
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {

@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Complaint, Exit};
+use super::Complaint;
 
 /// How often the operator has interrupted. Clones count together.
 #[derive(Debug, Clone)]
@@ -13,11 +13,9 @@ impl Interrupts {
     /// From now on signals do not end the process any more but are counted.
     ///
     /// # Errors
-    /// [`Exit::Failed`] when the handlers cannot be installed.
+    /// A complaint when the handlers cannot be installed.
     pub(crate) fn listen() -> Result<Self, Complaint> {
-        let failed = |error: std::io::Error| {
-            Complaint::new(Exit::Failed, "signals cannot be handled").fact("what", error.to_string())
-        };
+        let failed = |error: std::io::Error| Complaint::of_error("signals cannot be handled", &error);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let (count, counted) = watch::channel(0);

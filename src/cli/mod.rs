@@ -5,17 +5,22 @@
 //! args ─▶ connect ─▶ follow (events, signals) ─▶ view: json | lines | terminal ─▶ exit
 //! ```
 
+mod agent;
 pub mod args;
 mod commands;
 mod complaint;
 mod connect;
 mod exit;
 mod follow;
+mod hook;
 mod interrupts;
+mod lab;
+mod pki;
 mod terminal;
 mod view;
 
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 use complaint::Complaint;
 pub use exit::Exit;
@@ -25,23 +30,23 @@ use self::terminal::{Screen, Terminal};
 
 /// Runs one command line to its exit code. Everything that can be said has been said when it returns.
 #[must_use]
-pub fn run<I: IntoIterator<Item = OsString>>(line: I) -> Exit {
+pub fn run<I: IntoIterator<Item = OsString>>(line: I) -> ExitCode {
     let cli = match Cli::parse_line(line) {
         Ok(cli) => cli,
         Err(told) => {
             // If nobody reads it (`decamp --help | head -1`) that is all right.
             let _ = told.print();
-            return if told.use_stderr() { Exit::Usage } else { Exit::Done };
+            return if told.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
     let terminal = Terminal::detect(cli.global.color);
     dispatch(&cli.command, terminal).unwrap_or_else(|complaint| {
         Screen::standard(false).complain(&complaint.lines(terminal.err));
-        complaint.exit
+        complaint.exit.into()
     })
 }
 
-fn dispatch(command: &Command, terminal: Terminal) -> Result<Exit, Complaint> {
+fn dispatch(command: &Command, terminal: Terminal) -> Result<ExitCode, Complaint> {
     match command {
         Command::Ls(args) => client(commands::ls(args, terminal)),
         Command::Info(args) => client(commands::info(args, terminal)),
@@ -50,19 +55,17 @@ fn dispatch(command: &Command, terminal: Terminal) -> Result<Exit, Complaint> {
         Command::Drain(args) => client(commands::drain(args, terminal)),
         Command::Watch(args) => client(commands::watch(args, terminal)),
         Command::Cancel(args) => client(commands::cancel(args)),
-        Command::Completions(args) => {
-            let mut script = Vec::new();
-            clap_complete::generate(args.shell, &mut Cli::tree(), "decamp", &mut script);
-            Screen::standard(false).line(String::from_utf8_lossy(&script).trim_end());
-            Ok(Exit::Done)
-        }
+        Command::Completions(args) => commands::completions(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Hook(_) => Ok(hook::run()),
+        Command::Pki(args) => pki::run(args),
+        Command::Lab(args) => lab::run(args),
     }
 }
 
 /// Runs a client on one thread: it only waits.
-fn client(work: impl Future<Output = Result<Exit, Complaint>>) -> Result<Exit, Complaint> {
+fn client(work: impl Future<Output = Result<Exit, Complaint>>) -> Result<ExitCode, Complaint> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|error| Complaint::new(Exit::Failed, "no runtime").fact("what", error.to_string()))?;
-    runtime.block_on(work)
+    let runtime = runtime.map_err(|error| Complaint::of_error("no runtime", &error))?;
+    runtime.block_on(work).map(ExitCode::from)
 }

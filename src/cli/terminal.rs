@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 
+use super::Complaint;
 use super::args::When;
 use crate::human::Style;
 
@@ -90,8 +91,13 @@ impl Screen {
     }
 
     /// What went wrong with standard output, other than that nobody reads it any more: a full disk, say.
-    pub(crate) fn trouble(&mut self) -> Option<io::Error> {
-        self.trouble.take()
+    ///
+    /// # Errors
+    /// A complaint about it, once.
+    pub(crate) fn finish(&mut self) -> Result<(), Complaint> {
+        self.trouble
+            .take()
+            .map_or(Ok(()), |error| Err(Complaint::of_error("standard output cannot be written", &error)))
     }
 }
 
@@ -130,7 +136,7 @@ mod tests {
             let mut screen = Screen::over(Box::new(Gone(kind)), Box::new(io::sink()));
             screen.line("one");
             screen.line("two");
-            assert_eq!(screen.trouble().is_some(), trouble);
+            assert_eq!(screen.finish().is_err(), trouble);
         }
     }
 }

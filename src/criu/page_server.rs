@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::model::{ObjectId, PAGE_SIZE, PageIndex};
@@ -221,6 +221,8 @@ async fn take_pages<S: AsyncRead + Unpin>(
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     fn record(command: u32, pages: u64, address: u64, object: u64) -> Vec<u8> {

@@ -11,10 +11,12 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, 
 
 pub use agent::AgentOptions;
 pub use migrate::{DrainArgs, IfNotConverging, MigrateArgs, Mode, MoveOptions, OnOff, Tcp};
-pub use rooms::{AgentArgs, DemoArgs, LabArgs, LabCommand, PkiArgs, PkiCommand};
+pub use rooms::{AgentArgs, DemoArgs, PkiArgs, PkiCommand};
 pub use values::{AgentAddress, Destination, MountRule, MountWay, Which};
 
 use super::exit::EXIT_CODES;
+pub use super::hook::HookArgs;
+pub use super::lab::LabArgs;
 
 /// Live migration of running Linux containers.
 #[derive(Debug, Parser)]
@@ -79,7 +81,11 @@ pub enum Command {
     Drain(DrainArgs),
     Watch(WatchArgs),
     Cancel(CancelArgs),
+    Agent(AgentArgs),
+    Pki(PkiArgs),
+    Lab(LabArgs),
     Completions(CompletionsArgs),
+    Hook(HookArgs),
 }
 
 /// `decamp ls`

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::Telling;
-use crate::human::{parse_millis, parse_rate};
+use crate::human::parse_size;
 use crate::model::HostId;
 
 /// Where certificates are kept when nothing else is said.
@@ -82,57 +82,6 @@ pub enum PkiCommand {
     },
 }
 
-/// `decamp lab`
-#[derive(Debug, Args)]
-#[command(
-    about = "Simulated hosts on this machine, to try things out (needs root)",
-    long_about = "Simulated hosts on this machine: namespaces with their own processes, mounts and network, joined by a bridge, \
-        each with its own agent. Needs root and, the first time, the network to fetch packages. `down` removes everything, \
-        also after a crash.",
-    after_long_help = "\
-Examples:
-  decamp lab build
-  decamp lab up --hosts 2 --rate 1Gbit/s
-  decamp lab exec a -- decamp ls
-  decamp lab down"
-)]
-pub struct LabArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: LabCommand,
-}
-
-/// What `decamp lab` can do.
-#[derive(Debug, Subcommand)]
-pub enum LabCommand {
-    /// Build the root file system of the simulated hosts (once; resumes where it stopped)
-    Build,
-    /// Open hosts and start an agent in each
-    Up {
-        /// How many
-        #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=6))]
-        hosts: u8,
-        /// Speed of the network between them, like 1Gbit/s [default: as fast as it goes]
-        #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-        rate: Option<u64>,
-        /// Delay of the network, one way, like 5ms [default: none]
-        #[arg(long, value_name = "TIME", value_parser = parse_millis)]
-        delay: Option<u64>,
-    },
-    /// What is up
-    Status,
-    /// Run a command inside a host
-    Exec {
-        /// The host: a, b, ...
-        host: HostId,
-        /// The command and its arguments
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<std::ffi::OsString>,
-    },
-    /// Stop and remove everything
-    Down,
-}
-
 /// `decamp demo`
 #[derive(Debug, Args)]
 #[command(
@@ -144,7 +93,7 @@ pub enum LabCommand {
 )]
 pub struct DemoArgs {
     /// How much Redis holds
-    #[arg(long, value_name = "SIZE", default_value = "200MiB", value_parser = crate::human::parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "200MiB", value_parser = parse_size)]
     pub values: u64,
     /// Leave the lab up afterwards
     #[arg(long)]

@@ -9,7 +9,6 @@ use super::*;
 enum Rooms {
     Agent(AgentArgs),
     Pki(PkiArgs),
-    Lab(LabArgs),
     Demo(DemoArgs),
 }
 
@@ -137,13 +136,6 @@ fn bad_input_is_refused_with_what_to_write() {
 
 #[test]
 fn rooms_parse() {
-    let line = ["decamp", "lab", "exec", "a", "--", "ps", "-ef"];
-    let Rooms::Lab(LabArgs { command: LabCommand::Exec { host, command } }) =
-        Rooms::try_parse_from(line).unwrap()
-    else {
-        panic!("not exec")
-    };
-    assert_eq!((host.as_str(), command.len()), ("a", 2));
     let line = ["decamp", "pki", "issue", "node-a", "--dir", "p", "--address", "10.0.0.1"];
     assert!(matches!(Rooms::try_parse_from(line), Ok(Rooms::Pki(_))));
     let Rooms::Demo(demo) = Rooms::try_parse_from(["decamp", "demo"]).unwrap() else { panic!("not demo") };

@@ -62,8 +62,5 @@ fn print<T: Serialize>(
     } else {
         lines().iter().for_each(|line| screen.line(line));
     }
-    match screen.trouble() {
-        Some(error) => Err(Complaint::output(&error)),
-        None => Ok(Exit::Done),
-    }
+    screen.finish().map(|()| Exit::Done)
 }

@@ -39,16 +39,14 @@ pub(crate) async fn drain(args: &DrainArgs, terminal: Terminal) -> Result<Exit, 
     let mut rows = all(args, &agent, &interrupts, &view, running).await;
     rows.sort_by_key(|row| order.iter().position(|id| *id == row.container));
     let mut view = lock(&view);
-    let trouble = view.finish();
+    let written = view.finish();
     if !rows.is_empty() {
         table(&rows, terminal.out).iter().for_each(|line| view.line(line));
     }
     for container in left_alone.iter().filter(|container| container.status == "paused") {
         view.line(&format!("{} is paused and was left alone", crate::human::clean(&container.id)));
     }
-    if let Some(error) = trouble.or_else(|| view.finish()) {
-        return Err(Complaint::output(&error));
-    }
+    written.and_then(|()| view.finish())?;
     let exits: Vec<Exit> = rows.iter().map(|row| row.exit).collect();
     Ok(Exit::of_many(&exits))
 }

@@ -17,7 +17,7 @@ pub(crate) async fn migrate(args: &MigrateArgs, terminal: Terminal) -> Result<Ex
     let view = Arc::new(Mutex::new(View::new(terminal, args.telling, false)));
     let request = args.options.request(args.container.as_str());
     let end = Follower::migrate(agent, Arc::clone(&view), interrupts, request).await;
-    let trouble = lock(&view).finish();
+    let written = lock(&view).finish();
     let exit = end.into_result()?;
-    trouble.map_or(Ok(exit), |error| Err(Complaint::output(&error)))
+    written.map(|()| exit)
 }

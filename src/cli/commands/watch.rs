@@ -23,9 +23,9 @@ pub(crate) async fn watch(args: &WatchArgs, terminal: Terminal) -> Result<Exit, 
         }
         None => all(&agent, &view, interrupts).await,
     };
-    let trouble = lock(&view).finish();
+    let written = lock(&view).finish();
     let exit = result?;
-    trouble.map_or(Ok(exit), |error| Err(Complaint::output(&error)))
+    written.map(|()| exit)
 }
 
 /// Until the agent has nothing more to tell, or the operator has seen enough: both are the normal end.

@@ -83,10 +83,10 @@ impl View {
     }
 
     /// Removes the live lines: what follows is the end.
-    pub(crate) fn finish(&mut self) -> Option<std::io::Error> {
+    pub(crate) fn finish(&mut self) -> Result<(), Complaint> {
         let keys: Vec<String> = self.rows.keys().cloned().collect();
         keys.iter().for_each(|key| self.close(key));
-        self.screen.trouble()
+        self.screen.finish()
     }
 
     fn close(&mut self, key: &str) {

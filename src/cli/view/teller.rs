@@ -73,11 +73,14 @@ impl Teller {
 
     fn labelled(&self, label: &str, text: &str) -> String {
         let label = self.style.paint(Paint::Label, &format!("{label:<12}"));
+        self.named(&format!("{label} {text}"))
+    }
+
+    /// With the container in front, where several are told at once.
+    fn named(&self, line: &str) -> String {
         match &self.name {
-            Some(name) => {
-                format!("{} {label} {text}", self.style.paint(Paint::Strong, &format!("{name:<12}")))
-            }
-            None => format!("{label} {text}"),
+            Some(name) => format!("{} {line}", self.style.paint(Paint::Strong, &format!("{name:<12}"))),
+            None => line.to_owned(),
         }
     }
 
@@ -147,7 +150,7 @@ impl Teller {
             let text =
                 format!("frozen at {from}, running at {to} {} later", duration_us(summary.downtime_us));
             lines.push(self.labelled("cut-over", &text));
-            lines.extend(waterfall(summary, style));
+            lines.extend(waterfall(summary, style).into_iter().map(|line| self.named(&line)));
         }
         if summary.clock_error_us > 0 || summary.clock_offset_us != 0 {
             lines.push(self.labelled("clocks", &self.clocks(summary)));
