@@ -1,4 +1,5 @@
-//! Tells the neighbours where an address lives now: gratuitous ARP, unsolicited neighbour advertisements.
+//! Tells the neighbours where an address lives now: gratuitous ARP, unsolicited neighbour advertisements. And asks for neighbours
+//! that the container's kernel asked for in vain.
 //!
 //! The MAC moves with the container, so neighbours' caches stay right; what must be told is every bridge and switch on the way,
 //! and the frames do that by their source address. They are sent from inside the container's namespace, so that the bridge
@@ -35,6 +36,11 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ICMPV6: u8 = 58;
+/// Types of ICMPv6 messages (RFC 4861 sections 4.3 and 4.4).
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+/// The override flag of an advertisement: the neighbour's cache is to be changed.
+const OVERRIDE: u8 = 0x20;
 
 /// Operation of an ARP packet (RFC 826).
 #[derive(Clone, Copy)]
@@ -53,39 +59,52 @@ fn ethernet(to: [u8; 6], from: Mac, ethertype: u16) -> Vec<u8> {
     frame
 }
 
-fn arp(mac: Mac, operation: Operation, target_mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+fn arp(
+    mac: Mac,
+    operation: Operation,
+    sender: Ipv4Addr,
+    (target_mac, target): ([u8; 6], Ipv4Addr),
+) -> Vec<u8> {
     let ethertype =
         if matches!(operation, Operation::ReverseRequest) { ETHERTYPE_RARP } else { ETHERTYPE_ARP };
     let mut frame = ethernet(BROADCAST, mac, ethertype);
     // Ethernet, IPv4, lengths 6 and 4.
     frame.extend([0, 1, 8, 0, 6, 4, 0, operation as u8]);
     frame.extend(mac.0);
-    frame.extend(address.octets());
+    frame.extend(sender.octets());
     frame.extend(target_mac);
-    frame.extend(address.octets());
+    frame.extend(target.octets());
     frame
 }
 
-/// An unsolicited neighbour advertisement with the override flag, to all nodes (RFC 4861 sections 4.4 and 7.2.6).
-fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
+/// A message of neighbour discovery with the sender's MAC in its option. To all nodes, or to the few that share the last 24
+/// bits of the target (RFC 4291 section 2.7.1).
+fn discovery(mac: Mac, kind: u8, sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     const LENGTH: u8 = 32;
-    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
-    message.extend(address.octets());
-    // Target link-layer address, in units of eight bytes.
-    message.extend([2, 1]);
+    let [.., x, y, z] = target.octets();
+    let (to_mac, to, flags, option) = if kind == SOLICITATION {
+        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(x), u16::from_be_bytes([y, z]));
+        ([0x33, 0x33, 0xff, x, y, z], group, 0, 1)
+    } else {
+        (ALL_NODES_MAC, ALL_NODES, OVERRIDE, 2)
+    };
+    let mut message = vec![kind, 0, 0, 0, flags, 0, 0, 0];
+    message.extend(target.octets());
+    // Source or target link-layer address; its length in units of eight bytes.
+    message.extend([option, 1]);
     message.extend(mac.0);
     let mut summed = Vec::new();
-    summed.extend(address.octets());
-    summed.extend(ALL_NODES.octets());
+    summed.extend(sender.octets());
+    summed.extend(to.octets());
     summed.extend([0, 0, 0, LENGTH, 0, 0, 0, ICMPV6]);
     summed.extend(&message);
     message[2..4].copy_from_slice(&checksum(&summed).to_be_bytes());
 
-    let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
+    let mut frame = ethernet(to_mac, mac, ETHERTYPE_IPV6);
     // Version 6; payload length; ICMPv6; hop limit 255, which receivers insist on.
     frame.extend([0x60, 0, 0, 0, 0, LENGTH, ICMPV6, 255]);
-    frame.extend(address.octets());
-    frame.extend(ALL_NODES.octets());
+    frame.extend(sender.octets());
+    frame.extend(to.octets());
     frame.extend(message);
     frame
 }
@@ -111,17 +130,54 @@ fn frames(interface: &PlannedInterface) -> Vec<Vec<u8>> {
         match cidr.address {
             // RFC 5227 section 3 wants the request; some stacks only listen to the reply.
             IpAddr::V4(v4) => {
-                frames.push(arp(mac, Operation::Request, [0; 6], v4));
-                frames.push(arp(mac, Operation::Reply, mac.0, v4));
+                frames.push(arp(mac, Operation::Request, v4, ([0; 6], v4)));
+                frames.push(arp(mac, Operation::Reply, v4, (mac.0, v4)));
             }
-            IpAddr::V6(v6) => frames.push(neighbour_advertisement(mac, v6)),
+            IpAddr::V6(v6) => frames.push(discovery(mac, ADVERTISEMENT, v6, v6)),
         }
     }
     if frames.is_empty() {
         // As QEMU does, which knows no addresses: enough for the switches.
-        frames.push(arp(mac, Operation::ReverseRequest, mac.0, Ipv4Addr::UNSPECIFIED));
+        frames.push(arp(
+            mac,
+            Operation::ReverseRequest,
+            Ipv4Addr::UNSPECIFIED,
+            (mac.0, Ipv4Addr::UNSPECIFIED),
+        ));
     }
     frames
+}
+
+/// Asks, in the calling thread's namespace, for neighbours by whose silence packets are held up. What the container's kernel asked
+/// while the gate was closed is lost, and it repeats the question only after a second (sysctl `retrans_time_ms`); an answer
+/// to our question releases the packets at once.
+///
+/// # Errors
+/// When the frames could not be sent.
+pub(super) fn solicit(interface: &PlannedInterface, missing: &[IpAddr]) -> Result<(), NetworkError> {
+    let own: Vec<IpAddr> = interface.addresses.iter().map(|cidr| cidr.address).collect();
+    let near =
+        |target: IpAddr| interface.addresses.iter().find(|cidr| cidr.contains(target)).map(|c| c.address);
+    let frames: Vec<_> = missing
+        .iter()
+        .filter_map(|target| {
+            let sender =
+                near(*target).or_else(|| own.iter().copied().find(|ip| ip.is_ipv4() == target.is_ipv4()));
+            match (*target, sender?) {
+                (IpAddr::V4(target), IpAddr::V4(sender)) => {
+                    Some(arp(interface.mac, Operation::Request, sender, ([0; 6], target)))
+                }
+                (IpAddr::V6(target), IpAddr::V6(sender)) => {
+                    Some(discovery(interface.mac, SOLICITATION, sender, target))
+                }
+                _ => None,
+            }
+        })
+        .collect();
+    if frames.is_empty() {
+        return Ok(());
+    }
+    first_round(vec![(interface.name.clone(), frames)]).map(drop)
 }
 
 /// A packet socket on one interface of the calling thread's namespace. Its protocol is 0: it never receives
@@ -209,7 +265,8 @@ mod tests {
     #[test]
     fn arp_frames_are_as_rfc_5227_shows_them() {
         let mac = Mac([2, 0, 10, 77, 0, 50]);
-        let frame = arp(mac, Operation::Request, [0; 6], Ipv4Addr::new(10, 77, 0, 50));
+        let own = Ipv4Addr::new(10, 77, 0, 50);
+        let frame = arp(mac, Operation::Request, own, ([0; 6], own));
         assert_eq!(frame.len(), 42);
         assert_eq!(&frame[..14], &[255, 255, 255, 255, 255, 255, 2, 0, 10, 77, 0, 50, 8, 6]);
         assert_eq!(&frame[14..22], &[0, 1, 8, 0, 6, 4, 0, 1]);
@@ -218,13 +275,19 @@ mod tests {
     }
 
     #[test]
-    fn the_advertisements_checksum_closes() {
-        let address: Ipv6Addr = "fd00::50".parse().unwrap();
-        let frame = neighbour_advertisement(Mac([2, 0, 10, 77, 0, 50]), address);
-        assert_eq!(frame.len(), 14 + 40 + 32);
-        let mut summed = frame[22..54].to_vec();
-        summed.extend([0, 0, 0, 32, 0, 0, 0, ICMPV6]);
-        summed.extend(&frame[54..]);
-        assert_eq!(checksum(&summed), 0);
+    fn checksums_close() {
+        let own: Ipv6Addr = "fd00::50".parse().unwrap();
+        let other: Ipv6Addr = "fd00::12:3456".parse().unwrap();
+        for (kind, target) in [(ADVERTISEMENT, own), (SOLICITATION, other)] {
+            let frame = discovery(Mac([2, 0, 10, 77, 0, 50]), kind, own, target);
+            assert_eq!(frame.len(), 14 + 40 + 32);
+            let mut summed = frame[22..54].to_vec();
+            summed.extend([0, 0, 0, 32, 0, 0, 0, ICMPV6]);
+            summed.extend(&frame[54..]);
+            assert_eq!(checksum(&summed), 0);
+        }
+        let frame = discovery(Mac([2, 0, 10, 77, 0, 50]), SOLICITATION, own, other);
+        assert_eq!(&frame[..6], &[0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        assert_eq!(frame[38..54], "ff02::1:ff12:3456".parse::<Ipv6Addr>().unwrap().octets());
     }
 }

@@ -7,14 +7,14 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
-use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::packet_route::route::{RouteFlags, RouteMessage, RouteScope};
 use rtnetlink::packet_route::rule::RuleMessage;
@@ -139,6 +139,28 @@ impl Net {
         all("neighbours", self.handle.neighbours().get().set_address_family(family).execute()).await
     }
 
+    /// Neighbours of one interface that have been asked for and have not answered.
+    pub(super) async fn missing_neighbours(
+        &self,
+        index: u32,
+        max: usize,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
+        let mut missing = Vec::new();
+        // Without a family: all of them.
+        for message in self.neighbours(AddressFamily::Unspec).await? {
+            if message.header.ifindex != index || message.header.state != NeighbourState::Incomplete {
+                continue;
+            }
+            missing.extend(message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+                _ => None,
+            }));
+        }
+        missing.truncate(max);
+        Ok(missing)
+    }
+
     /// The id that this namespace has given to `netns`; none as long as no interface connects the two
     /// (kernel `net/core/net_namespace.c`, `rtnl_net_getid`).
     pub(super) async fn nsid(&self, netns: &File) -> Result<Option<i32>, NetworkError> {
@@ -228,7 +250,6 @@ impl Net {
             _ => AddressScope::Universe,
         };
         if address.address.is_ipv6() {
-            message.header.flags |= AddressHeaderFlags::Nodad;
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         request.execute().await.map_err(failed("adding address", address.to_string()))

@@ -21,6 +21,8 @@ use crate::rpc::v1::NetworkDescriptor;
 
 /// How long a link may take to come up; it takes about a millisecond.
 const UP_MAX: Duration = Duration::from_secs(2);
+/// Neighbours that are asked for when the gate opens; a connection may have one, usually all have the same.
+const NEIGHBOURS_MAX: usize = 64;
 /// Pause between two looks at a link that comes up.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -189,12 +191,7 @@ impl Prepared {
     /// # Errors
     /// When a host end is gone or does not come up within two seconds.
     pub async fn up(&self) -> Result<(), NetworkError> {
-        open_gate(&self.host_ends()).await?;
-        let names: Vec<_> = self.plan.interfaces.iter().map(|interface| interface.name.clone()).collect();
-        netns::netlink_inside(self.netns.clone(), async move |net: Net| {
-            wait(&net, &names, |link| link.running).await
-        })
-        .await
+        open_gate(&self.plan, self.netns.clone(), &self.host_ends()).await
     }
 
     /// Tells the neighbours that the addresses live here now. Returns after the first of five rounds; the others follow by
@@ -242,14 +239,31 @@ async fn veth(net: &Net, name: &str) -> Result<Option<Link>, NetworkError> {
     }
 }
 
-/// Brings up host ends and waits until their bridges forward.
-pub(super) async fn open_gate(host_ends: &[String]) -> Result<(), NetworkError> {
+/// Brings up host ends, waits until both ends work, and asks for neighbours that were asked for in vain meanwhile.
+pub(super) async fn open_gate(
+    plan: &Plan,
+    netns: Arc<File>,
+    host_ends: &[String],
+) -> Result<(), NetworkError> {
     let net = Net::open()?;
     for name in host_ends {
         let link = veth(&net, name).await?.ok_or_else(|| missing(name))?;
         net.set_up(link.index, name).await?;
     }
-    wait(&net, host_ends, |link| link.running && link.port_state == Some(BridgePortState::Forwarding)).await
+    let forwards = |link: &Link| link.running && link.port_state == Some(BridgePortState::Forwarding);
+    for name in host_ends {
+        wait(&net, name, forwards).await?;
+    }
+    let interfaces = plan.interfaces.clone();
+    netns::netlink_inside(netns, async move |net: Net| {
+        for interface in &interfaces {
+            let index = wait(&net, &interface.name, |link| link.running).await?;
+            let missing = net.missing_neighbours(index, NEIGHBOURS_MAX).await?;
+            announce::solicit(interface, &missing)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Takes down host ends: neither end has a carrier then, and the bridge forgets what it learned on the ports.
@@ -264,22 +278,19 @@ pub(super) async fn close_gate(host_ends: &[String]) -> Result<(), NetworkError>
 
 /// A link that was just brought up is `running` only after the kernel's link watcher has seen it
 /// (`net/core/link_watch.c`); until then its queue throws packets away.
-async fn wait(net: &Net, names: &[String], ready: impl Fn(&Link) -> bool) -> Result<(), NetworkError> {
+async fn wait(net: &Net, name: &str, ready: impl Fn(&Link) -> bool) -> Result<u32, NetworkError> {
     let begun = Instant::now();
-    for name in names {
-        loop {
-            let link = net.link(name).await?.ok_or_else(|| missing(name))?;
-            if ready(&link) {
-                break;
-            }
-            if begun.elapsed() > UP_MAX {
-                let state = format!("up {}, running {}, port {:?}", link.up, link.running, link.port_state);
-                return Err(NetworkError::NotUp { name: name.clone(), waited_ms: UP_MAX.as_millis(), state });
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+    loop {
+        let link = net.link(name).await?.ok_or_else(|| missing(name))?;
+        if ready(&link) {
+            return Ok(link.index);
         }
+        if begun.elapsed() > UP_MAX {
+            let state = format!("up {}, running {}, port {:?}", link.up, link.running, link.port_state);
+            return Err(NetworkError::NotUp { name: name.to_owned(), waited_ms: UP_MAX.as_millis(), state });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok(())
 }
 
 /// Removes a container's network from this host: the veths by their host ends, then the namespace `name`. What is not there any

@@ -33,7 +33,8 @@ pub async fn raise(host_ends: &[String]) -> Result<(), NetworkError> {
 /// # Errors
 /// When a host end is gone or does not come up, or the announcement cannot be sent.
 pub async fn rejoin(capture: &Capture) -> Result<(), NetworkError> {
-    open_gate(&names(capture)).await?;
     let plan = plan(&capture.descriptor, None).map_err(|reasons| NetworkError::Refused { reasons })?;
-    announce::announce(&plan, netns::open(&capture.netns)?).await
+    let netns = netns::open(&capture.netns)?;
+    open_gate(&plan, netns.clone(), &names(capture)).await?;
+    announce::announce(&plan, netns).await
 }

@@ -145,4 +145,29 @@ proptest! {
         let network = Cidr { address: Ipv6Addr::from_bits(masked).into(), prefix_len: length };
         prop_assert!(network.is_network());
     }
+
+    #[test]
+    fn no_descriptor_makes_the_plan_panic(
+        texts in proptest::collection::vec("[0-9a-f.:/%]{0,20}|10\\.77\\.0\\.[0-9]/2[0-9]|fd00::[0-9]/6[0-9]|eth[0-9]|", 7),
+        mtu: u32,
+        kind: i32,
+    ) {
+        let mut given = descriptor();
+        let mut texts = texts.into_iter();
+        let mut next = || texts.next().unwrap_or_default();
+        given.interfaces.push(InterfaceDescriptor {
+            name: next(),
+            mac: next(),
+            mtu,
+            addresses: vec![AddressDescriptor { address: next() }],
+            bridge: next(),
+        });
+        given.routes.push(RouteDescriptor { to: next(), via: next(), interface: next() });
+        for kind in [kind, Kind::Named.into()] {
+            given.kind = kind;
+            if let Err(reasons) = plan(&given, None) {
+                prop_assert!(!reasons.is_empty());
+            }
+        }
+    }
 }
