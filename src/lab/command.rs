@@ -1,6 +1,5 @@
 //! `decamp lab up | exec | status | down` for people; a thin layer over the rest of this room.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,8 @@ const DETACH_DEADLINE: Duration = Duration::from_secs(40 * 60);
 /// `decamp lab …`
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum LabCommand {
+    /// Build the root file system of simulated hosts, if this machine has none yet, and check it
+    Build,
     /// Open a lab of simulated hosts on this machine; it closes at Ctrl-C
     Up {
         /// Name of the lab
@@ -29,9 +30,6 @@ pub enum LabCommand {
         /// Speed of each host's link in Mbit/s, each way [default: no limit]
         #[arg(long, value_name = "MBIT")]
         rate: Option<u64>,
-        /// A folder that every host sees at /var/lib/decamp-lab/workloads
-        #[arg(long, value_name = "DIR")]
-        workloads: Option<PathBuf>,
         /// Return when the lab is up and keep it in the background until `decamp lab down`
         #[arg(long)]
         detach: bool,
@@ -67,11 +65,17 @@ impl LabCommand {
     /// Whatever failed, for the caller to print.
     pub fn run(self, print: &mut dyn FnMut(&str), progress: &mut dyn FnMut(&str)) -> Result<i32, LabError> {
         match self {
-            Self::Up { name, hosts, rate, workloads, detach } => {
+            Self::Build => {
+                let binary = std::env::current_exe().doing(|| "find this process's binary")?;
+                let trees = super::rootfs::ensure(&binary, progress)?;
+                print(&format!("hosts       {}", trees.rootfs.display()));
+                print(&format!("containers  {}", trees.base.display()));
+                Ok(0)
+            }
+            Self::Up { name, hosts, rate, detach } => {
                 let mut options = LabOptions::new(&name)?;
                 options.hosts = hosts;
                 options.rate_bits = rate.map(|mbit| mbit.saturating_mul(1_000_000));
-                options.workloads = workloads;
                 if detach { up_detached(&options, print) } else { up(&options, print, progress) }?;
                 Ok(0)
             }
@@ -150,9 +154,6 @@ fn up_detached(options: &LabOptions, print: &mut dyn FnMut(&str)) -> Result<(), 
     ]);
     if let Some(rate) = options.rate_bits {
         command.args(["--rate", &(rate / 1_000_000).to_string()]);
-    }
-    if let Some(workloads) = &options.workloads {
-        command.arg("--workloads").arg(workloads);
     }
     let mut child = command.stdin(Stdio::null()).stdout(log).stderr(err).spawn().doing(|| "start setsid")?;
     let until = Instant::now() + DETACH_DEADLINE;

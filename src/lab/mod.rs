@@ -25,6 +25,7 @@ mod network;
 mod process;
 pub mod rootfs;
 mod state;
+mod workloads;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -70,8 +71,6 @@ pub struct LabOptions {
     pub rate_bits: Option<u64>,
     /// The decamp binary: run on this machine for the lab's helpers, and seen in every host at [`BINARY_IN_HOST`].
     pub decamp: PathBuf,
-    /// A folder seen by every host at [`WORKLOADS_IN_HOST`].
-    pub workloads: Option<PathBuf>,
 }
 
 impl LabOptions {
@@ -85,7 +84,6 @@ impl LabOptions {
             hosts: vec!["node-a".into(), "node-b".into()],
             rate_bits: None,
             decamp: std::env::current_exe().doing(|| "find this process's binary")?,
-            workloads: None,
         })
     }
 
@@ -134,13 +132,15 @@ impl Lab {
         let mut members: Vec<(&str, u8)> = vec![(HUB, 0), (CLIENT, network::CLIENT_OCTET)];
         members.extend(options.hosts.iter().map(String::as_str).zip(octets));
         let hosts_file = hosts_file(&members);
+        let workloads = lab.state.dir.join("workloads");
+        workloads::write(&workloads)?;
         for (name, octet) in members {
             let staging = lab.state.staging(name)?;
             let places = Places {
                 rootfs: trees.rootfs.clone(),
                 base: trees.base.clone(),
                 decamp: options.decamp.clone(),
-                workloads: options.workloads.clone(),
+                workloads: workloads.clone(),
                 staging,
                 hosts_file: hosts_file.clone(),
             };

@@ -23,7 +23,7 @@ use super::error::{Doing, LabError};
 pub const CONTAINERS_DIR: &str = "/var/lib/decamp-lab-containers";
 /// Where every host sees the read-only base of the containers' root file systems.
 pub const BASE_IN_HOST: &str = "/var/lib/decamp-lab/base";
-/// Where every host sees the workload programs, when the lab was given a folder of them.
+/// Where every host sees the workload programs.
 pub const WORKLOADS_IN_HOST: &str = "/var/lib/decamp-lab/workloads";
 
 /// Folders that are a tmpfs of the host's own, with their modes.
@@ -55,7 +55,7 @@ pub(super) struct Places {
     /// The decamp binary.
     pub(super) decamp: PathBuf,
     /// Workload programs.
-    pub(super) workloads: Option<PathBuf>,
+    pub(super) workloads: PathBuf,
     /// An empty folder to build the tree at.
     pub(super) staging: PathBuf,
     /// Text of /etc/hosts.
@@ -98,9 +98,7 @@ pub(super) fn build(name: &str, places: &Places) -> Result<(), LabError> {
     devices(&root.join("dev"))?;
     cgroups(&root.join("sys/fs/cgroup"))?;
     bind(&places.base, &root.join(BASE_IN_HOST.trim_start_matches('/')), true)?;
-    if let Some(workloads) = &places.workloads {
-        bind(workloads, &root.join(WORKLOADS_IN_HOST.trim_start_matches('/')), true)?;
-    }
+    bind(&places.workloads, &root.join(WORKLOADS_IN_HOST.trim_start_matches('/')), true)?;
     bind(&places.decamp, &root.join(BINARY_IN_HOST.trim_start_matches('/')), true)?;
     identity(root, name, &places.hosts_file)?;
     std::env::set_current_dir(root).doing(|| "go to the new root")?;

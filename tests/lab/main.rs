@@ -4,6 +4,7 @@
 
 mod hosts;
 mod leftovers;
+mod workloads;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,6 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 fn options(name: &str) -> LabOptions {
     let mut options = LabOptions::new(&format!("{name}-{}", std::process::id())).unwrap();
     options.decamp = PathBuf::from(env!("CARGO_BIN_EXE_decamp"));
-    options.workloads = Some(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/workloads")));
     options
 }
 
