@@ -15,6 +15,7 @@
 
 mod agent;
 pub mod cgroup;
+mod cluster;
 pub mod command;
 mod container;
 mod entry;
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 pub use agent::{CONFIG_IN_HOST, SOCKET_IN_HOST};
+pub use cluster::Cluster;
 pub use container::{ContainerSpec, Volume, bundle, netns, veth};
 pub use entry::{BINARY_IN_HOST, entry};
 pub use error::LabError;

@@ -245,15 +245,7 @@ pub(super) async fn open_gate(
     netns: Arc<File>,
     host_ends: &[String],
 ) -> Result<(), NetworkError> {
-    let net = Net::open()?;
-    for name in host_ends {
-        let link = veth(&net, name).await?.ok_or_else(|| missing(name))?;
-        net.set_up(link.index, name).await?;
-    }
-    let forwards = |link: &Link| link.running && link.port_state == Some(BridgePortState::Forwarding);
-    for name in host_ends {
-        wait(&net, name, forwards).await?;
-    }
+    raise_ends(host_ends).await?;
     let interfaces = plan.interfaces.clone();
     netns::netlink_inside(netns, async move |net: Net| {
         for interface in &interfaces {
@@ -264,6 +256,20 @@ pub(super) async fn open_gate(
         Ok(())
     })
     .await
+}
+
+/// Brings host ends up and waits until their bridges forward.
+pub(super) async fn raise_ends(host_ends: &[String]) -> Result<(), NetworkError> {
+    let net = Net::open()?;
+    for name in host_ends {
+        let link = veth(&net, name).await?.ok_or_else(|| missing(name))?;
+        net.set_up(link.index, name).await?;
+    }
+    let forwards = |link: &Link| link.running && link.port_state == Some(BridgePortState::Forwarding);
+    for name in host_ends {
+        wait(&net, name, forwards).await?;
+    }
+    Ok(())
 }
 
 /// Takes down host ends: neither end has a carrier then, and the bridge forgets what it learned on the ports.

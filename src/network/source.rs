@@ -6,7 +6,7 @@ use super::capture::Capture;
 use super::error::NetworkError;
 use super::netns;
 use super::plan::plan;
-use super::prepare::{close_gate, open_gate};
+use super::prepare::{close_gate, open_gate, raise_ends};
 
 fn names(capture: &Capture) -> Vec<String> {
     capture.host_ends.iter().map(|end| end.name.clone()).collect()
@@ -25,7 +25,7 @@ pub async fn isolate(capture: &Capture) -> Result<(), NetworkError> {
 /// # Errors
 /// When one is gone or does not come up.
 pub async fn raise(host_ends: &[String]) -> Result<(), NetworkError> {
-    open_gate(host_ends).await
+    raise_ends(host_ends).await
 }
 
 /// Undoes [`isolate`] and announces the addresses, because the destination may have announced them meanwhile.
