@@ -1,21 +1,35 @@
-//! `decamp pki`: hands over to the pki room.
+//! `decamp pki`: hands over to the pki room and says where the result lies.
 
 use std::process::ExitCode;
 
 use super::args::{PkiArgs, PkiCommand};
 use super::terminal::Screen;
 use super::{Complaint, Exit};
+use crate::human::instant_ms;
+use crate::pki::{IssueRequest, PeerIdentity, PkiError};
 
-/// Makes what was asked for and says which files it wrote.
+/// Makes what was asked for.
 pub(super) fn run(args: &PkiArgs) -> Result<ExitCode, Complaint> {
-    let made = match &args.command {
-        PkiCommand::Init { dir, validity, force } => crate::pki::init(dir, *validity, *force),
-        PkiCommand::Issue { name, dir, addresses, validity, operator, force } => {
-            crate::pki::issue(dir, name, addresses, *validity, *operator, *force)
-        }
-    };
-    let files = made.map_err(|error| Complaint::of_error("no certificate was made", &error))?;
+    let failed = |error: PkiError| Complaint::of_error("no certificate was made", &error);
     let mut screen = Screen::standard(false);
-    files.iter().for_each(|file| screen.line(&file.display().to_string()));
+    match &args.command {
+        PkiCommand::Init { dir, days, force } => {
+            let made = crate::pki::init(dir, *days, *force).map_err(failed)?;
+            screen.line(&format!("authority    {}", made.cert.display()));
+            screen.line(&format!("its key      {}: whoever has it can be any host", made.key.display()));
+        }
+        PkiCommand::Issue { name, dir, addresses, days, operator, force } => {
+            let subject = if *operator { PeerIdentity::operator(name) } else { PeerIdentity::host(name) };
+            let subject = subject.map_err(|error| Complaint {
+                exit: Exit::Usage,
+                ..Complaint::of_error("no such name", &error)
+            })?;
+            let (dir, addresses) = (dir.clone(), addresses.clone());
+            let request = IssueRequest { dir, subject, addresses, days: *days, force: *force };
+            let made = crate::pki::issue(&request).map_err(failed)?;
+            let until = instant_ms(made.not_after_unix_s.saturating_mul(1000));
+            screen.line(&format!("{}    {}, valid until {until} UTC", request.subject, made.dir.display()));
+        }
+    }
     screen.finish().map(|()| Exit::Done.into())
 }
