@@ -20,7 +20,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked for a sign of life this often, and is dead when none comes for that long.
 const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connected agent. Clones share the connection.
 #[derive(Debug, Clone)]

@@ -31,11 +31,11 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed; a container that was being moved runs at the source
-  2  the command line is wrong, or names something that does not exist; nothing was tried
+  2  the command line is wrong or names what does not exist; nothing was tried
   3  refused before anything was changed; every reason is listed
   4  cancelled; the container runs at the source
-  5  in doubt: the agents do not know yet which host won, and will find out; the container is never run twice
-  6  the agent cannot be reached, or was left or lost before the outcome was known here
+  5  in doubt: which host won is not known yet; the container is never run twice
+  6  the agent cannot be reached, or was left or lost before the outcome
   7  a check of the demo failed";
 
 impl Exit {

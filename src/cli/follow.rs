@@ -61,6 +61,17 @@ impl End {
     }
 }
 
+/// What an interrupt does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnInterrupt {
+    /// The first asks to cancel, the second leaves: what this command started.
+    Cancel,
+    /// The first does nothing, the second leaves: what somebody else started and this command waits for.
+    Stay,
+    /// The first leaves: what is only watched.
+    Leave,
+}
+
 /// One migration that is followed.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -69,11 +80,10 @@ pub(crate) struct Follower {
     interrupts: Interrupts,
     /// What the operator called it.
     subject: String,
-    /// Whether an interrupt cancels it (migrate, drain) or only ends the watching.
-    may_cancel: bool,
+    on_interrupt: OnInterrupt,
     /// Learnt from the first event.
     id: String,
-    wants_cancel: bool,
+    interrupted: bool,
     asked_cancel: bool,
 }
 
@@ -86,20 +96,20 @@ impl Follower {
         request: MigrateRequest,
     ) -> End {
         let mut client = agent.client.clone();
-        let follower = Self::new(agent, view, interrupts, request.container.clone(), true);
+        let follower = Self::new(agent, view, interrupts, request.container.clone(), OnInterrupt::Cancel);
         follower.run("migrate", client.migrate(request)).await
     }
 
-    /// Follows a migration that somebody else started; `may_cancel` when an interrupt is to end it too.
+    /// Follows a migration that somebody else started.
     pub(crate) async fn watch(
         agent: Agent,
         view: SharedView,
         interrupts: Interrupts,
         which: String,
-        may_cancel: bool,
+        on_interrupt: OnInterrupt,
     ) -> End {
         let mut client = agent.client.clone();
-        let follower = Self::new(agent, view, interrupts, which.clone(), may_cancel);
+        let follower = Self::new(agent, view, interrupts, which.clone(), on_interrupt);
         follower.run("watch", client.watch(WatchRequest { which })).await
     }
 
@@ -108,10 +118,10 @@ impl Follower {
         view: SharedView,
         interrupts: Interrupts,
         subject: String,
-        may_cancel: bool,
+        on_interrupt: OnInterrupt,
     ) -> Self {
-        let (id, wants_cancel, asked_cancel) = (String::new(), false, false);
-        Self { agent, view, interrupts, subject, may_cancel, id, wants_cancel, asked_cancel }
+        let (id, interrupted, asked_cancel) = (String::new(), false, false);
+        Self { agent, view, interrupts, subject, on_interrupt, id, interrupted, asked_cancel }
     }
 
     async fn run<C>(mut self, verb: &str, call: C) -> End
@@ -144,7 +154,7 @@ impl Follower {
         lock(&self.view).event(event);
         if self.id.is_empty() {
             self.id.clone_from(&event.migration_id);
-            if self.wants_cancel {
+            if self.interrupted {
                 self.ask_cancel();
             }
         }
@@ -159,16 +169,16 @@ impl Follower {
     }
 
     fn interrupted(&mut self) -> Option<End> {
-        if !self.may_cancel || self.wants_cancel {
+        if self.interrupted || self.on_interrupt == OnInterrupt::Leave {
             return Some(End::Trouble(self.left()));
         }
-        self.wants_cancel = true;
-        let subject = &self.subject;
-        if self.id.is_empty() {
-            let text = format!(
-                "{subject} will be cancelled as soon as the agent has named the migration; Ctrl-C again leaves"
-            );
-            lock(&self.view).say(&text);
+        self.interrupted = true;
+        let subject = clean(&self.subject);
+        if self.on_interrupt == OnInterrupt::Stay {
+            lock(&self.view).say(&format!("{subject} was not started here and goes on; Ctrl-C again leaves"));
+        } else if self.id.is_empty() {
+            let when = "as soon as the agent has named the migration";
+            lock(&self.view).say(&format!("{subject} will be cancelled {when}; Ctrl-C again leaves"));
         } else {
             self.ask_cancel();
         }
@@ -176,7 +186,7 @@ impl Follower {
     }
 
     fn ask_cancel(&mut self) {
-        if self.id.is_empty() || self.asked_cancel {
+        if self.on_interrupt != OnInterrupt::Cancel || self.id.is_empty() || self.asked_cancel {
             return;
         }
         self.asked_cancel = true;
@@ -186,7 +196,8 @@ impl Follower {
         );
         lock(&self.view).say(&text);
         let (mut client, view) = (self.agent.client.clone(), Arc::clone(&self.view));
-        let request = CancelRequest { which: self.id.clone(), why: "Ctrl-C at the command line".to_owned() };
+        let request =
+            CancelRequest { which: self.id.clone(), why: "interrupted at the command line".to_owned() };
         tokio::spawn(async move {
             let answer = tokio::time::timeout(CANCEL_TIMEOUT, client.cancel(request)).await;
             let trouble = match answer {
@@ -213,7 +224,7 @@ impl Follower {
                 | Code::Unauthenticated
                 | Code::Unimplemented
         );
-        if certain || !self.may_cancel {
+        if certain || self.on_interrupt != OnInterrupt::Cancel {
             return self.agent.refused(&format!("{verb} {}", self.subject), status);
         }
         self.lost(&explain(status))
@@ -230,10 +241,10 @@ impl Follower {
 
     fn left(&self) -> Complaint {
         let headline = format!("stopped following {}", self.subject);
-        let now = match (self.may_cancel, self.asked_cancel) {
-            (true, true) => "cancelling was asked for; how it ends is not known here",
-            (true, false) => "the migration goes on without this command",
-            (false, _) => "nothing was changed by watching",
+        let now = match (self.on_interrupt, self.asked_cancel) {
+            (_, true) => "cancelling was asked for; how it ends is not known here",
+            (OnInterrupt::Leave, _) => "nothing was changed by watching",
+            _ => "the migration goes on without this command",
         };
         self.unknown(headline).fact("now", now).fact("next", self.how_to_find_out())
     }

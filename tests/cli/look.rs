@@ -45,6 +45,13 @@ fn answers_as_tables_and_as_json() {
 }
 
 #[test]
+fn colour_only_where_it_is_wanted() {
+    let fake = busy_host();
+    assert!(!run(asking(&fake, "ls")).out.contains('\x1b'));
+    assert!(run(asking(&fake, "ls --color always")).out.contains("\x1b[1mredis\x1b[0m"));
+}
+
+#[test]
 fn cancel_says_whether_it_was_taken() {
     let fake = busy_host();
     run(asking(&fake, "cancel redis --why because")).expect(0, &["redis: cancelling"], &[]);

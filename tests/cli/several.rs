@@ -101,6 +101,17 @@ fn an_interrupted_drain_begins_no_more() {
 }
 
 #[test]
+fn an_interrupted_drain_does_not_cancel_what_others_started() {
+    let story = vec![phase(Phase::PreCopy), Step::Pause(Duration::from_millis(1500)), completed("d")];
+    let fake = host(&[("d", "running", "id-of-d")], vec![("id-of-d", story)]);
+    let mut running = Running::start(asking(&fake, "drain --to node-b"));
+    running.until("copying memory");
+    running.signal(Signal::SIGINT);
+    running.end().expect(0, &["1 of 1 moved"], &["was not started here and goes on"]);
+    assert!(fake.state.lock().unwrap().cancels.is_empty());
+}
+
+#[test]
 fn watching_all_names_each_line_and_survives_failures() {
     let story = vec![phase(Phase::PreCopy), failed(Failure { message: "no".into(), ..Failure::default() })];
     let fake = Fake::playing("", story);

@@ -7,10 +7,12 @@ use clap::{Args, Subcommand};
 
 use super::Telling;
 use crate::human::parse_size;
-use crate::model::HostId;
 
 /// Where certificates are kept when nothing else is said.
 const PKI_DIR: &str = "/etc/decamp/pki";
+
+/// Ten years: replacing an authority means visiting every host.
+const CERTIFICATE_DAYS: u32 = 3653;
 
 /// `decamp agent`
 #[derive(Debug, Args)]
@@ -48,31 +50,31 @@ pub struct PkiArgs {
 /// What `decamp pki` can make.
 #[derive(Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make an authority: ca.pem and ca.key
+    /// Make an authority: DIR/ca/ca.pem and DIR/ca/key.pem
     Init {
         /// Folder for certificates and keys
         #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
         dir: PathBuf,
-        /// How long it is valid, like 3650days
-        #[arg(long, value_name = "TIME", default_value = "3650days", value_parser = humantime::parse_duration)]
-        validity: std::time::Duration,
+        /// How many days it is valid
+        #[arg(long, value_name = "DAYS", default_value_t = CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_525))]
+        days: u32,
         /// Replace an authority that is there: every certificate it signed becomes useless
         #[arg(long)]
         force: bool,
     },
-    /// Make a certificate for a host, or with --operator for a person: NAME.pem and NAME.key
+    /// Make a certificate for a host, or with --operator for a person: a folder to copy there
     Issue {
         /// Name in the certificate: the host's name as the other agents' allow-lists spell it
-        name: HostId,
-        /// Folder of the authority; the certificate is written there too
+        name: String,
+        /// Folder of the authority; writes DIR/hosts/NAME or DIR/operators/NAME
         #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
         dir: PathBuf,
         /// Addresses under which the host is reached; may be repeated
         #[arg(long = "address", value_name = "IP")]
         addresses: Vec<IpAddr>,
-        /// How long it is valid, like 397days
-        #[arg(long, value_name = "TIME", default_value = "397days", value_parser = humantime::parse_duration)]
-        validity: std::time::Duration,
+        /// How many days it is valid; never longer than the authority
+        #[arg(long, value_name = "DAYS", default_value_t = CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_525))]
+        days: u32,
         /// For an operator's command line, not for a host
         #[arg(long)]
         operator: bool,

@@ -91,7 +91,7 @@ impl fmt::Display for AgentAddress {
     }
 }
 
-/// "host:7007", "10.0.0.1:7007", "[fd00::1]:7007".
+/// `host:7007`, `10.0.0.1:7007`, `[fd00::1]:7007`.
 fn host_port(given: &str) -> Result<(String, u16), &'static str> {
     if let Ok(address) = SocketAddr::from_str(given) {
         return if address.port() == 0 {

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::cli::args::DrainArgs;
 use crate::cli::connect::Agent;
-use crate::cli::follow::{End, Follower, SharedView, lock};
+use crate::cli::follow::{End, Follower, OnInterrupt, SharedView, lock};
 use crate::cli::interrupts::Interrupts;
 use crate::cli::terminal::Terminal;
 use crate::cli::view::View;
@@ -71,7 +71,7 @@ async fn all(
                 let end = if container.migration_id.is_empty() {
                     Follower::migrate(agent, view, interrupts, request).await
                 } else {
-                    Follower::watch(agent, view, interrupts, container.migration_id, true).await
+                    Follower::watch(agent, view, interrupts, container.migration_id, OnInterrupt::Stay).await
                 };
                 (container.id, end)
             });

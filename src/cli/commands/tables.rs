@@ -114,7 +114,7 @@ pub(super) fn info(reply: &InfoReply, style: Style) -> Vec<String> {
     let mut lines: Vec<String> = facts
         .iter()
         .map(|(label, text)| {
-            format!("{} {}", style.paint(Paint::Label, &format!("{label:<12}")), clean(text))
+            format!("{} {}", style.paint(Paint::Label, &format!("{label:<12}")), or_unknown(text))
         })
         .collect();
     if !reply.problems.is_empty() {
@@ -125,6 +125,10 @@ pub(super) fn info(reply: &InfoReply, style: Style) -> Vec<String> {
         }
     }
     lines
+}
+
+fn or_unknown(text: &str) -> String {
+    if text.is_empty() { "not known".to_owned() } else { clean(text) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::cli::args::WatchArgs;
 use crate::cli::connect::{Agent, explain};
-use crate::cli::follow::{Follower, lock};
+use crate::cli::follow::{Follower, OnInterrupt, lock};
 use crate::cli::interrupts::Interrupts;
 use crate::cli::terminal::Terminal;
 use crate::cli::view::View;
@@ -18,7 +18,9 @@ pub(crate) async fn watch(args: &WatchArgs, terminal: Terminal) -> Result<Exit, 
     let view = Arc::new(Mutex::new(View::new(terminal, args.telling, args.which.is_none())));
     let result = match &args.which {
         Some(which) => {
-            let end = Follower::watch(agent, Arc::clone(&view), interrupts, which.to_string(), false).await;
+            let end =
+                Follower::watch(agent, Arc::clone(&view), interrupts, which.to_string(), OnInterrupt::Leave)
+                    .await;
             end.into_result()
         }
         None => all(&agent, &view, interrupts).await,
