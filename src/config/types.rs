@@ -158,9 +158,9 @@ pub enum Tcp {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
-    /// Bytes of pages kept in memory of departed containers, for the same reason as below.
+    /// Bytes of pages of departed containers kept in memory, so that a return sends only what changed.
     pub retain_memory: u64,
-    /// Bytes of files kept of a departed container, so that its return sends only what changed.
+    /// Bytes of files kept on disk of one departed container, for the same reason.
     pub retain_disk: u64,
     /// Bytes of memory that must stay free on the host: an offer that would go below is refused.
     pub reserve_memory: u64,
