@@ -3,6 +3,7 @@
 //! A value that is present but wrong yields its default only so that the check can go on; the configuration is then
 //! never returned.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::error::Complaint;
@@ -48,6 +49,9 @@ fn places(read: &mut Reader<'_>, raw: &Raw, config: &mut Config) {
     read.set("state_dir", &raw.state_dir, Reader::absolute, &mut config.state_dir);
     if read.set("run_dir", &raw.run_dir, Reader::absolute, &mut config.run_dir) {
         config.control.socket = config.run_dir.join("agent.sock");
+        if raw.control.socket.is_none() && !Reader::fits_socket(&config.control.socket) {
+            read.complain("run_dir", &raw.run_dir, &Reader::socket_rule());
+        }
     }
     read.set("control.socket", &raw.control.socket, Reader::socket_path, &mut config.control.socket);
     read.set("tls.ca", &raw.tls.ca, Reader::absolute, &mut config.tls.ca);
@@ -114,8 +118,8 @@ fn store(read: &mut Reader<'_>, raw: &raw::Store, config: &mut Config) {
     read.set("store.reserve_memory", &raw.reserve_memory, Reader::bytes, &mut to.reserve_memory);
 }
 
-fn peers(read: &mut Reader<'_>, raw: &Raw, this: &HostId) -> std::collections::BTreeMap<HostId, Peer> {
-    let mut peers = std::collections::BTreeMap::new();
+fn peers(read: &mut Reader<'_>, raw: &Raw, this: &HostId) -> BTreeMap<HostId, Peer> {
+    let mut peers = BTreeMap::new();
     for (name, table) in &raw.peers {
         let section = format!("peers.{name}");
         let peer = table.get_ref();

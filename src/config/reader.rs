@@ -250,10 +250,15 @@ impl<'a> Reader<'a> {
 
     pub(super) fn socket_path(value: &toml::Value) -> Result<PathBuf, String> {
         let path = Self::absolute(value)?;
-        if path.as_os_str().len() > SOCKET_PATH_MAX {
-            return Err(format!("a UNIX socket's path has at most {SOCKET_PATH_MAX} bytes"));
-        }
-        Ok(path)
+        if Self::fits_socket(&path) { Ok(path) } else { Err(Self::socket_rule()) }
+    }
+
+    pub(super) fn fits_socket(path: &Path) -> bool {
+        path.as_os_str().len() <= SOCKET_PATH_MAX
+    }
+
+    pub(super) fn socket_rule() -> String {
+        format!("the path of the UNIX socket has at most {SOCKET_PATH_MAX} bytes")
     }
 
     /// A program: its absolute path, or a name to be looked up in PATH.

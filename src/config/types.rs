@@ -158,9 +158,9 @@ pub enum Tcp {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
-    /// Bytes of retained images kept in memory.
+    /// Bytes of pages of departed containers kept in memory, so that a return sends only what changed.
     pub retain_memory: u64,
-    /// Bytes of retained images kept on disk.
+    /// Bytes of files kept on disk of one departed container, for the same reason.
     pub retain_disk: u64,
     /// Bytes of memory that must stay free on the host: an offer that would go below is refused.
     pub reserve_memory: u64,
@@ -171,9 +171,9 @@ pub struct Store {
 pub struct Files {
     /// Rules per mount; a mount without a rule follows the default of the files room.
     pub mount_policies: Vec<MountRule>,
-    /// Folders of this host an arriving container may bind-mount from. Empty: none.
+    /// Folders of this host below which an arriving container's shared or mapped mounts may lie. Empty: none.
     pub allow_sources: Vec<PathBuf>,
-    /// Folders with root file systems both hosts hold, against which only differences are sent.
+    /// Folders below which base layers named by a peer may lie. Empty: anywhere.
     pub bases: Vec<PathBuf>,
 }
 
@@ -205,7 +205,7 @@ pub enum MountPolicy {
 /// `[network]`
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
-    /// Bridge an arriving container's veth is attached to.
+    /// Bridge for arriving containers; none means the one of the same name as at the source.
     pub bridge: Option<String>,
 }
 

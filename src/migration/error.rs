@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::protocol::frame::FrameError;
 use crate::rpc::v1::{Failure, Phase, Reason};
 
 /// Why a migration stopped.
@@ -141,6 +142,20 @@ impl MigrationError {
     pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
+    }
+
+    /// Could this be what is seen here of something that went wrong at the other host? Then its own words say more.
+    pub(crate) fn may_follow_from_the_peer(&self) -> bool {
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            let of_the_link = error.is::<FrameError>() || error.is::<crate::quic::QuicError>();
+            let of_a_stream = error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error().is_none());
+            if of_the_link || of_a_stream {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// For the operator. `here` is this host, `state_now` says where the container runs.

@@ -131,7 +131,7 @@ impl Session {
             }
         };
         match error {
-            MigrationError::Cancelled { .. } | MigrationError::Peer { .. } | MigrationError::Refused { .. } => error,
+            error if !error.may_follow_from_the_peer() => error,
             error => tokio::time::timeout(Duration::from_millis(700), said).await.ok().flatten().unwrap_or(error),
         }
     }

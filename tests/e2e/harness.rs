@@ -17,7 +17,6 @@ pub(crate) fn cluster(name: &str) -> Cluster {
 pub(crate) fn cluster_with(name: &str, more: impl Fn(&str) -> String) -> Cluster {
     let mut options = LabOptions::new(&format!("e2e-{name}")).unwrap();
     options.decamp = env!("CARGO_BIN_EXE_decamp").into();
-    options.workloads = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/workloads").into());
     Cluster::open_with(&options, &mut |line| eprintln!("{line}"), more).unwrap()
 }
 

@@ -62,11 +62,11 @@ pub enum PkiCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Make a certificate for a host, or with --operator for a person: a folder to copy there
+    /// Make a certificate for a host, or with --operator for a person: NAME.crt and NAME.key
     Issue {
         /// Name in the certificate: the host's name as the other agents' allow-lists spell it
         name: String,
-        /// Folder of the authority; writes DIR/hosts/NAME or DIR/operators/NAME
+        /// Folder of the authority; the certificate is written there too
         #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
         dir: PathBuf,
         /// Addresses under which the host is reached; may be repeated

@@ -175,6 +175,7 @@ async fn agreed(
         Err(error) if progress.phase() == Phase::InDoubt => Err((error, Phase::InDoubt)),
         Err(error) => {
             let phase = progress.phase();
+            tracing::warn!(migration = %source.record.migration, error = super::error::chain(&error), "stopping");
             let error = source.session.better_reason(error).await;
             source.say_abort(&error).await;
             Err((error, phase))
