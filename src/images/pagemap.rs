@@ -111,7 +111,7 @@ pub fn read<R: Read>(reader: &mut R) -> Result<(u32, Vec<LayoutRun>), PagemapErr
     while let Some(bytes) = get(reader, runs.len() + 1)? {
         let record = runs.len() + 1;
         let entry = PagemapEntry::decode(&bytes[..]).map_err(|e| damaged(record, Some(e)))?;
-        let count = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
+        let count = entry.nr_pages.unwrap_or_else(|| u64::from(entry.compat_nr_pages));
         let first = entry.vaddr / PAGE_SIZE as u64;
         let count = u32::try_from(count).map_err(|_| damaged(record, None))?;
         if !entry.vaddr.is_multiple_of(PAGE_SIZE as u64) || first + u64::from(count) > PAGE_INDEX_MAX {
