@@ -132,7 +132,8 @@ fn get<R: Read>(reader: &mut R, record: usize) -> Result<Option<Vec<u8>>, Pagema
         return Ok(None);
     }
     let damaged = || PagemapError::Record { record, source: None };
-    let length = u32::from_le_bytes(*prefix.first_chunk().filter(|_| prefix.len() == 4).ok_or_else(damaged)?) as usize;
+    let length =
+        u32::from_le_bytes(*prefix.first_chunk().filter(|_| prefix.len() == 4).ok_or_else(damaged)?) as usize;
     if length > RECORD_MAX {
         return Err(damaged());
     }
@@ -167,7 +168,8 @@ mod tests {
         for length in 0..file.len() {
             let result = read(&mut &file[..length]);
             // Cut exactly between two records it is a shorter file.
-            let whole_records = length == file.len() || result.as_ref().is_ok_and(|(_, runs)| runs.is_empty());
+            let whole_records =
+                length == file.len() || result.as_ref().is_ok_and(|(_, runs)| runs.is_empty());
             assert!(result.is_err() || whole_records, "{length}");
         }
         file[0] = 0;

@@ -322,5 +322,5 @@ pub(super) async fn joined<T>(thread: JoinHandle<T>) -> Result<T, MemoryError> {
 }
 
 #[cfg(test)]
-#[path = "pipeline_tests.rs"]
+#[path = "pipeline_tests/mod.rs"]
 mod tests;

@@ -127,7 +127,11 @@ impl Plan {
         match open_shared(&path, inode).and_then(|file| data_ranges(&file)) {
             Ok(ranges) => {
                 populated.insert(object, ranges.clone());
-                self.objects.push(ObjectWork { object, source: Source::SharedMemory { path, inode }, ranges });
+                self.objects.push(ObjectWork {
+                    object,
+                    source: Source::SharedMemory { path, inode },
+                    ranges,
+                });
             }
             Err(error) => tracing::debug!(%object, %error, "shared memory left to the final pass"),
         }
@@ -274,7 +278,13 @@ impl Digester {
 }
 
 /// One scanner thread: takes pieces until none is left, `stop` is set, or nobody listens any more.
-pub(super) fn scan(plan: &Plan, tracker: &dyn Tracker, shared: &Shared, queue: &mpsc::Sender<Work>, stop: &AtomicBool) {
+pub(super) fn scan(
+    plan: &Plan,
+    tracker: &dyn Tracker,
+    shared: &Shared,
+    queue: &mpsc::Sender<Work>,
+    stop: &AtomicBool,
+) {
     let mut reader = Reader::default();
     let mut digester = Digester::default();
     let (mut runs, mut digests, mut entries) = (Vec::new(), Vec::new(), Vec::new());
@@ -294,7 +304,8 @@ pub(super) fn scan(plan: &Plan, tracker: &dyn Tracker, shared: &Shared, queue: &
         }
         digester.digest(&reader.buffer, &mut digests);
         entries.clear();
-        entries.extend(runs.iter().flat_map(|run| run.iter()).map(|page| page.0).zip(digests.iter().copied()));
+        entries
+            .extend(runs.iter().flat_map(|run| run.iter()).map(|page| page.0).zip(digests.iter().copied()));
         Counters::add(&shared.counters.scanned, entries.len() as u64);
         for place in &reader.missing {
             let page = PageRange { first: PageIndex(entries[*place].0), count: 1 };

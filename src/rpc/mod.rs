@@ -3,7 +3,12 @@
 //! checks it.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
-#![allow(clippy::cast_possible_truncation, clippy::or_fun_call, clippy::large_futures, clippy::needless_pass_by_value)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::or_fun_call,
+    clippy::large_futures,
+    clippy::needless_pass_by_value
+)]
 
 /// Version 1 of every message.
 pub mod v1 {

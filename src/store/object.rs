@@ -145,9 +145,12 @@ impl StoredObject {
         let mut emptied = Vec::new();
         let mut books = self.books();
         let end = pages.end().0;
-        for (number, chunk) in books.chunks.range_mut(pages.first.0 / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES)) {
+        for (number, chunk) in books.chunks.range_mut(pages.first.0 / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES))
+        {
             let base = number * CHUNK_PAGES;
-            for place in place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base) {
+            for place in
+                place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base)
+            {
                 chunk.zero.remove(place);
                 if chunk.content.remove(place) {
                     push_merged(&mut held, single(*number, place));

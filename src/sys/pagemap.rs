@@ -108,7 +108,12 @@ impl Pagemap {
     ///
     /// # Errors
     /// What ioctl(2) or pread(2) says; ENOTTY from [`Method::Scan`] on a kernel before 6.7.
-    pub fn populated(&self, pages: PageRange, only_private: bool, out: &mut Vec<PageRange>) -> io::Result<()> {
+    pub fn populated(
+        &self,
+        pages: PageRange,
+        only_private: bool,
+        out: &mut Vec<PageRange>,
+    ) -> io::Result<()> {
         match self.method {
             Method::Scan => self.scan(pages, only_private, out),
             Method::Classic => self.classic(pages, only_private, out),
@@ -193,7 +198,8 @@ mod tests {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
         // SAFETY: a fresh mapping at an address of the kernel's choice, unmapped below, touched only inside.
         unsafe {
-            let start = mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags).unwrap();
+            let start =
+                mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags).unwrap();
             libc::madvise(start.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE);
             for page in (0..pages).step_by(step) {
                 start.cast::<u8>().add(page * PAGE_SIZE).write_volatile(1);
