@@ -43,7 +43,9 @@ fn pages(c: &mut Criterion) {
     });
     group.bench_function("root over digests", |b| b.iter(|| Root::of(black_box(&digests))));
     let mut compressor = Compressor::new().expect("memory");
-    group.bench_function("zstd level 1", |b| b.iter(|| compressor.compress(black_box(&content)).map(<[u8]>::len)));
+    group.bench_function("zstd level 1", |b| {
+        b.iter(|| compressor.compress(black_box(&content)).map(<[u8]>::len))
+    });
     let packed = compressor.compress(&content).expect("it shrinks").to_vec();
     let mut decompressor = Decompressor::new().expect("memory");
     let mut unpacked = vec![0; MIB];
@@ -56,7 +58,15 @@ fn codec(c: &mut Criterion) {
     let frame = |kind: RunKind, payload: Bytes| {
         let runs = (0..256).map(|page| Run { first: page * 2, count: 1, kind }).collect();
         let known = if kind == RunKind::Known { vec![ZERO_DIGEST; 256] } else { Vec::new() };
-        Pages { batch: 1, object: ObjectId::Task(1), runs, known, root: ZERO_DIGEST, codec: Codec::None, payload }
+        Pages {
+            batch: 1,
+            object: ObjectId::Task(1),
+            runs,
+            known,
+            root: ZERO_DIGEST,
+            codec: Codec::None,
+            payload,
+        }
     };
     let mut group = c.benchmark_group("frames");
     group.throughput(Throughput::Bytes(MIB as u64));

@@ -89,7 +89,9 @@ fn rounds(c: &mut Criterion, runtime: &Runtime) {
     group.bench_function("scan, hash, compare: idle round", |b| {
         b.iter(|| round(runtime, &mut idle, target.pid(), &tracker));
     });
-    for (name, compression) in [("raw", Compression::Off), ("zstd", Compression::On), ("auto", Compression::Auto)] {
+    for (name, compression) in
+        [("raw", Compression::Off), ("zstd", Compression::On), ("auto", Compression::Auto)]
+    {
         group.bench_function(BenchmarkId::new("first round into the store", name), |b| {
             b.iter_batched(
                 || plane(runtime, compression),
@@ -169,7 +171,8 @@ fn destination(c: &mut Criterion, runtime: &Runtime) {
                 },
                 |(store, folder)| {
                     let never = AtomicBool::new(false);
-                    assemble(&store, &layouts, folder.path(), 1, threads, &never).expect("every page is there");
+                    assemble(&store, &layouts, folder.path(), 1, threads, &never)
+                        .expect("every page is there");
                     (store, folder)
                 },
                 BatchSize::PerIteration,

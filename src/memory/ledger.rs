@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::model::layout::push_merged;
 use crate::model::page::{Digest, ObjectId, PageIndex, PageRange};
 use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
-use crate::sys::pagemap::push_merged;
 
 /// Digests of the pages of one chunk that are held, in order of the pages.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@
 //! side fills them: twice the speed on AVX2 and more on AVX-512, with bit-identical results. That needs `blake3::platform`, which the
 //! crate exports but does not promise to keep. It is worth that: this is most of the CPU time of a pre-copy round and of the check
 //! before a restore. A build against a version without it fails loudly, and a version that computes something else is
-//! noticed by [`lanes_work`], which compares with `blake3::hash` once per process and falls back to it.
+//! noticed by `lanes_work`, which compares with `blake3::hash` once per process and falls back to it.
 
 use std::sync::OnceLock;
 

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::StoreError;
+use crate::model::layout::push_merged;
 use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
 use crate::sys::memfd::MemFile;
-use crate::sys::pagemap::push_merged;
 
 /// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
 /// in each of many chunks.

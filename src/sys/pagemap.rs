@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::libc;
 
+use crate::model::layout::push_merged;
 use crate::model::page::{PAGE_SIZE, PageIndex, PageRange};
 
 /// Backed by a file's page cache or by shared memory (`PAGE_IS_FILE`).
@@ -175,14 +176,6 @@ impl Pagemap {
             }
         }
         Ok(())
-    }
-}
-
-/// Appends a run, joining it to the last one when they touch.
-pub fn push_merged(out: &mut Vec<PageRange>, pages: PageRange) {
-    match out.last_mut() {
-        Some(last) if last.end() == pages.first => last.count += pages.count,
-        _ => out.push(pages),
     }
 }
 

@@ -231,6 +231,22 @@ async fn compressible_memory_is_compressed_when_asked_and_never_when_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_whose_first_thread_has_ended_is_still_read() {
+    let mut target = Target::start();
+    let data = target.map("a", 4 * MIB_PAGES, "private");
+    target.tell("noise a 0 1024");
+    target.tell("leave");
+    let pid = target.pid();
+    while !std::fs::read(format!("/proc/{pid}/maps")).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    let mut world = World::plain();
+    let round = world.round(&target).await.unwrap();
+    assert!(round.pages_dirty >= 1024, "{round:?}");
+    assert!(world.store.page(target.object(), data.first).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn progress_reaches_its_total() {
     let mut target = Target::start();
     target.map("a", 4 * MIB_PAGES, "private");

@@ -49,6 +49,12 @@ def serve():
                     region[page * 4096:page * 4096 + 64] = os.urandom(64)
 
             threading.Thread(target=churn, args=(regions[args[0]], int(args[1])), daemon=True).start()
+        elif word == "leave":  # the first thread ends, another lives on
+            import threading, time
+
+            threading.Thread(target=time.sleep, args=(60,)).start()
+            print("ok", flush=True)
+            libc.pthread_exit(None)
         print(answer, flush=True)
 
 
