@@ -111,7 +111,7 @@ pub fn read<R: Read>(reader: &mut R) -> Result<(u32, Vec<LayoutRun>), PagemapErr
     while let Some(bytes) = get(reader, runs.len() + 1)? {
         let record = runs.len() + 1;
         let entry = PagemapEntry::decode(&bytes[..]).map_err(|e| damaged(record, Some(e)))?;
-        let count = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
+        let count = entry.nr_pages.unwrap_or_else(|| u64::from(entry.compat_nr_pages));
         let first = entry.vaddr / PAGE_SIZE as u64;
         let count = u32::try_from(count).map_err(|_| damaged(record, None))?;
         if !entry.vaddr.is_multiple_of(PAGE_SIZE as u64) || first + u64::from(count) > PAGE_INDEX_MAX {
@@ -132,7 +132,8 @@ fn get<R: Read>(reader: &mut R, record: usize) -> Result<Option<Vec<u8>>, Pagema
         return Ok(None);
     }
     let damaged = || PagemapError::Record { record, source: None };
-    let length = u32::from_le_bytes(*prefix.first_chunk().filter(|_| prefix.len() == 4).ok_or_else(damaged)?) as usize;
+    let length =
+        u32::from_le_bytes(*prefix.first_chunk().filter(|_| prefix.len() == 4).ok_or_else(damaged)?) as usize;
     if length > RECORD_MAX {
         return Err(damaged());
     }
@@ -167,7 +168,8 @@ mod tests {
         for length in 0..file.len() {
             let result = read(&mut &file[..length]);
             // Cut exactly between two records it is a shorter file.
-            let whole_records = length == file.len() || result.as_ref().is_ok_and(|(_, runs)| runs.is_empty());
+            let whole_records =
+                length == file.len() || result.as_ref().is_ok_and(|(_, runs)| runs.is_empty());
             assert!(result.is_err() || whole_records, "{length}");
         }
         file[0] = 0;

@@ -126,7 +126,9 @@ impl PagePlane {
     ) -> Result<(), MemoryError> {
         self.enter()?;
         let rule = |rule| Err(MemoryError::FinalPages { object, rule });
-        let Some(pass) = &mut self.final_pass else { return rule("an object is begun before its pages come") };
+        let Some(pass) = &mut self.final_pass else {
+            return rule("an object is begun before its pages come");
+        };
         let Some((layout, _)) = pass.objects.last_mut().filter(|(layout, _)| layout.object == object) else {
             return rule("an object is begun before its pages come");
         };
@@ -143,7 +145,11 @@ impl PagePlane {
             return rule("pages come in ascending order, inside the address space");
         };
         match layout.runs.last_mut() {
-            Some(last) if last.end() == first.0 && last.flags == flags && last.count.checked_add(count).is_some() => {
+            Some(last)
+                if last.end() == first.0
+                    && last.flags == flags
+                    && last.count.checked_add(count).is_some() =>
+            {
                 last.count += count;
             }
             _ => layout.runs.push(LayoutRun { first: first.0, count, flags }),
@@ -225,7 +231,8 @@ impl PagePlane {
             }
             let Some(pass) = &mut self.final_pass else { return Ok(()) };
             let shared = &self.shared;
-            let open = pass.builder.get_or_insert_with(|| BatchBuilder::new(group.object, shared.pool.take()));
+            let open =
+                pass.builder.get_or_insert_with(|| BatchBuilder::new(group.object, shared.pool.take()));
             let (page, digest) = entries[place];
             open.push(page, digest, (digest != ZERO_DIGEST).then_some(&pages[place].1[..]));
         }

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::model::layout::push_merged;
 use crate::model::page::{Digest, ObjectId, PageIndex, PageRange};
 use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
-use crate::sys::pagemap::push_merged;
 
 /// Digests of the pages of one chunk that are held, in order of the pages.
 #[derive(Debug, Default)]
@@ -99,9 +99,13 @@ impl Ledger {
                 rest = &rest[1..];
             }
             let mut at = 0;
-            let inside = |page: u64| rest.iter().take_while(|range| range.first.0 <= page).any(|range| page < range.end().0);
+            let inside = |page: u64| {
+                rest.iter().take_while(|range| range.first.0 <= page).any(|range| page < range.end().0)
+            };
             // Whole chunks are the common case.
-            let whole = rest.first().is_some_and(|range| range.first.0 <= base && range.end().0 >= base + CHUNK_PAGES);
+            let whole = rest
+                .first()
+                .is_some_and(|range| range.first.0 <= base && range.end().0 >= base + CHUNK_PAGES);
             if !whole {
                 for place in chunk.held.iter() {
                     let page = base + place as u64;
@@ -129,7 +133,11 @@ impl Ledger {
 
     /// Every digest that the destination holds, in no order.
     pub(super) fn for_each_digest(&self, mut each: impl FnMut(&Digest)) {
-        self.objects().values().flat_map(BTreeMap::values).flat_map(|chunk| &chunk.digests).for_each(&mut each);
+        self.objects()
+            .values()
+            .flat_map(BTreeMap::values)
+            .flat_map(|chunk| &chunk.digests)
+            .for_each(&mut each);
     }
 }
 

@@ -85,7 +85,13 @@ fn parse(line: &[u8], shared_device: (u64, u64)) -> Option<Mapping> {
     Some(Mapping { pages: PageRange::of_addresses(start, end), backing })
 }
 
-fn classify(mode: [u8; 4], device: (u64, u64), inode: u64, name: &[u8], shared_device: (u64, u64)) -> Option<Backing> {
+fn classify(
+    mode: [u8; 4],
+    device: (u64, u64),
+    inode: u64,
+    name: &[u8],
+    shared_device: (u64, u64),
+) -> Option<Backing> {
     if mode[3] == b's' {
         // Any other shared file is the business of the file plane, or a device that CRIU would refuse.
         return (device == shared_device).then_some(Backing::Shared { inode });
@@ -98,7 +104,8 @@ fn classify(mode: [u8; 4], device: (u64, u64), inode: u64, name: &[u8], shared_d
         let kernel: [&[u8]; 4] = [b"[vvar", b"[vdso]", b"[vsyscall]", b"[uprobes]"];
         return (!kernel.iter().any(|special| name.starts_with(special))).then_some(Backing::Private);
     }
-    let device_node = name.starts_with(b"/dev/") && !name.starts_with(b"/dev/zero") && !name.starts_with(b"/dev/shm/");
+    let device_node =
+        name.starts_with(b"/dev/") && !name.starts_with(b"/dev/zero") && !name.starts_with(b"/dev/shm/");
     (!device_node).then_some(Backing::PrivateFile)
 }
 
@@ -115,16 +122,34 @@ mod tests {
     #[test]
     fn each_kind_is_told_apart() {
         let cases = [
-            ("55d0c8a00000-55d0c8a21000 rw-p 00000000 00:00 0                          [heap]", Some(Backing::Private)),
+            (
+                "55d0c8a00000-55d0c8a21000 rw-p 00000000 00:00 0                          [heap]",
+                Some(Backing::Private),
+            ),
             ("7f0000000000-7f0000100000 rw-p 00000000 00:00 0 ", Some(Backing::Private)),
             ("7f0000000000-7f0000100000 rw-p 00000000 00:00 0 [anon:[vdso]]", Some(Backing::Private)),
-            ("7ffc1c4f8000-7ffc1c519000 rw-p 00000000 00:00 0                          [stack]", Some(Backing::Private)),
+            (
+                "7ffc1c4f8000-7ffc1c519000 rw-p 00000000 00:00 0                          [stack]",
+                Some(Backing::Private),
+            ),
             ("7f0000000000-7f0000100000 ---p 00000000 00:00 0 ", None),
-            ("7f0000000000-7f0000001000 r--p 00002000 fe:00 1234  /usr/lib/libc.so.6", Some(Backing::PrivateFile)),
+            (
+                "7f0000000000-7f0000001000 r--p 00002000 fe:00 1234  /usr/lib/libc.so.6",
+                Some(Backing::PrivateFile),
+            ),
             ("7f0000000000-7f0000001000 rw-s 00000000 fe:00 1234  /var/lib/db", None),
-            ("7f0000000000-7f0000001000 rw-s 00000000 00:01 77  /dev/zero (deleted)", Some(Backing::Shared { inode: 77 })),
-            ("7f0000000000-7f0000001000 rw-s 00000000 00:01 0  /SYSV00000000 (deleted)", Some(Backing::Shared { inode: 0 })),
-            ("7f0000000000-7f0000001000 ---s 00000000 00:01 9  /memfd:x (deleted)", Some(Backing::Shared { inode: 9 })),
+            (
+                "7f0000000000-7f0000001000 rw-s 00000000 00:01 77  /dev/zero (deleted)",
+                Some(Backing::Shared { inode: 77 }),
+            ),
+            (
+                "7f0000000000-7f0000001000 rw-s 00000000 00:01 0  /SYSV00000000 (deleted)",
+                Some(Backing::Shared { inode: 0 }),
+            ),
+            (
+                "7f0000000000-7f0000001000 ---s 00000000 00:01 9  /memfd:x (deleted)",
+                Some(Backing::Shared { inode: 9 }),
+            ),
             ("7f0000000000-7f0000001000 rw-s 00000000 00:2b 9  /dev/shm/x", None),
             ("7f0000000000-7f0000001000 rw-p 00000000 00:05 9  /dev/mem", None),
             ("7f0000000000-7f0000004000 r--p 00000000 00:00 0                          [vvar_vclock]", None),

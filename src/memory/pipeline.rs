@@ -189,7 +189,7 @@ impl PagePlane {
         let mut stats = self.shared.counters.take();
         stats.duration = started.elapsed();
         if let Some(previous) = self.previous_round.replace(started) {
-            let since = previous.elapsed().as_micros().max(1);
+            let since = started.duration_since(previous).as_micros().max(1);
             let rate = u128::from(stats.pages_dirty) * 1_000_000 / since;
             stats.dirty_pages_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
         }
@@ -263,7 +263,7 @@ async fn scan_and_send(
     tracker: Arc<dyn Tracker>,
     progress: &impl Fn(Progress),
     stop: &Arc<AtomicBool>,
-) -> Result<RoundStats, MemoryError> {
+) -> Result<(), MemoryError> {
     let surveying = {
         let (shared, tracker) = (Arc::clone(shared), Arc::clone(&tracker));
         tokio::task::spawn_blocking(move || Arc::new(Plan::make(&processes, &*tracker, &shared.ledger)))
@@ -304,7 +304,7 @@ async fn scan_and_send(
             done = &mut finished => {
                 done?;
                 tell();
-                return Ok(RoundStats::default());
+                return Ok(());
             }
             () = tokio::time::sleep(PROGRESS_EVERY) => tell(),
         }
@@ -322,5 +322,5 @@ pub(super) async fn joined<T>(thread: JoinHandle<T>) -> Result<T, MemoryError> {
 }
 
 #[cfg(test)]
-#[path = "pipeline_tests.rs"]
+#[path = "pipeline_tests/mod.rs"]
 mod tests;

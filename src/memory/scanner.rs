@@ -20,11 +20,11 @@ use super::pipeline::Shared;
 use super::process::Process;
 use super::stats::Counters;
 use super::tracker::{Survey, Tracker};
+use crate::model::layout::push_merged;
 use crate::model::limits::FORGET_RANGES_MAX;
 use crate::model::page::{Digest, ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::hash::{ZERO_DIGEST, digest_many};
 use crate::pages::zero::is_zero;
-use crate::sys::pagemap::push_merged;
 use crate::sys::process_vm;
 
 /// Pages read at once: 1 MiB, which is still in the second-level cache when it is hashed.
@@ -55,6 +55,10 @@ pub(super) struct Plan {
     pub(super) objects: Vec<ObjectWork>,
     pub(super) forget: Vec<(ObjectId, Vec<PageRange>)>,
     pub(super) pages_total: u64,
+    /// Objects that exist but could not be looked at: nothing of theirs is forgotten.
+    unseen: HashSet<ObjectId>,
+    /// A process could not be looked at, so that nobody knows which shared memory it maps.
+    shared_unseen: bool,
     cursor: Mutex<Cursor>,
 }
 
@@ -71,19 +75,19 @@ impl Plan {
     pub(super) fn make(processes: &[Process], tracker: &dyn Tracker, ledger: &Ledger) -> Self {
         let mut plan = Self::default();
         let mut populated: HashMap<ObjectId, Vec<PageRange>> = HashMap::new();
-        let mut unseen = HashSet::new();
         for process in processes {
             match tracker.survey(*process) {
                 Ok(survey) => plan.add(*process, &survey, &mut populated),
                 Err(error) => {
                     tracing::debug!(pid = process.pid, %error, "process left out of this round");
-                    unseen.insert(ObjectId::Task(process.vpid));
+                    plan.unseen.insert(ObjectId::Task(process.vpid));
+                    plan.shared_unseen = true;
                 }
             }
         }
         for object in ledger.known_objects() {
-            let shared_and_uncertain = matches!(object, ObjectId::Shmem(_)) && !unseen.is_empty();
-            if !unseen.contains(&object) && !shared_and_uncertain {
+            let shared_and_uncertain = matches!(object, ObjectId::Shmem(_)) && plan.shared_unseen;
+            if !plan.unseen.contains(&object) && !shared_and_uncertain {
                 let now = populated.get(&object).map_or(&[][..], Vec::as_slice);
                 let gone = ledger.keep_only(object, now);
                 plan.forget.extend(gone.chunks(FORGET_RANGES_MAX).map(|part| (object, part.to_vec())));
@@ -127,9 +131,16 @@ impl Plan {
         match open_shared(&path, inode).and_then(|file| data_ranges(&file)) {
             Ok(ranges) => {
                 populated.insert(object, ranges.clone());
-                self.objects.push(ObjectWork { object, source: Source::SharedMemory { path, inode }, ranges });
+                self.objects.push(ObjectWork {
+                    object,
+                    source: Source::SharedMemory { path, inode },
+                    ranges,
+                });
             }
-            Err(error) => tracing::debug!(%object, %error, "shared memory left to the final pass"),
+            Err(error) => {
+                tracing::debug!(%object, %error, "shared memory left to the final pass");
+                self.unseen.insert(object);
+            }
         }
     }
 
@@ -274,7 +285,13 @@ impl Digester {
 }
 
 /// One scanner thread: takes pieces until none is left, `stop` is set, or nobody listens any more.
-pub(super) fn scan(plan: &Plan, tracker: &dyn Tracker, shared: &Shared, queue: &mpsc::Sender<Work>, stop: &AtomicBool) {
+pub(super) fn scan(
+    plan: &Plan,
+    tracker: &dyn Tracker,
+    shared: &Shared,
+    queue: &mpsc::Sender<Work>,
+    stop: &AtomicBool,
+) {
     let mut reader = Reader::default();
     let mut digester = Digester::default();
     let (mut runs, mut digests, mut entries) = (Vec::new(), Vec::new(), Vec::new());
@@ -294,7 +311,8 @@ pub(super) fn scan(plan: &Plan, tracker: &dyn Tracker, shared: &Shared, queue: &
         }
         digester.digest(&reader.buffer, &mut digests);
         entries.clear();
-        entries.extend(runs.iter().flat_map(|run| run.iter()).map(|page| page.0).zip(digests.iter().copied()));
+        entries
+            .extend(runs.iter().flat_map(|run| run.iter()).map(|page| page.0).zip(digests.iter().copied()));
         Counters::add(&shared.counters.scanned, entries.len() as u64);
         for place in &reader.missing {
             let page = PageRange { first: PageIndex(entries[*place].0), count: 1 };

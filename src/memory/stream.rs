@@ -37,8 +37,16 @@ type Kinds = Vec<RunKind>;
 /// A frame whose answer is due.
 enum Flight {
     /// Asked whether these places of the batch are held.
-    Asked { batch: Batch, kinds: Kinds, places: Vec<u16> },
-    Sent { batch: Batch, kinds: Kinds, compressed: bool },
+    Asked {
+        batch: Batch,
+        kinds: Kinds,
+        places: Vec<u16>,
+    },
+    Sent {
+        batch: Batch,
+        kinds: Kinds,
+        compressed: bool,
+    },
     Forget,
 }
 
@@ -65,7 +73,12 @@ pub(super) struct Worker<S> {
 }
 
 /// Runs until the queue is closed and everything is answered, or something fails.
-pub(super) async fn run<S>(number: usize, stream: S, queue: Arc<Queue>, shared: Arc<Shared>) -> Result<(), MemoryError>
+pub(super) async fn run<S>(
+    number: usize,
+    stream: S,
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+) -> Result<(), MemoryError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -140,8 +153,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Worker<S> {
     /// A batch from the queue: what is surely known is told by digest; for the rest the destination may be asked.
     async fn start(&mut self, batch: Batch) -> Result<(), MemoryError> {
         let kinds = self.classify(&batch);
-        let places: Vec<u16> =
-            (0u16..).zip(&kinds).filter(|(_, kind)| **kind == RunKind::Content).map(|(place, _)| place).collect();
+        let places: Vec<u16> = (0u16..)
+            .zip(&kinds)
+            .filter(|(_, kind)| **kind == RunKind::Content)
+            .map(|(place, _)| place)
+            .collect();
         if !self.shared.ask_retained || batch.resend || places.is_empty() {
             return self.send(batch, kinds).await;
         }
@@ -268,9 +284,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Worker<S> {
             return Err(self.rule("it answers what was not asked"));
         };
         match (answer, flight) {
-            (DestinationFrame::HaveReply { batch: answered, held }, Flight::Asked { batch, mut kinds, places })
-                if answered == number && held.len() == places.len() =>
-            {
+            (
+                DestinationFrame::HaveReply { batch: answered, held },
+                Flight::Asked { batch, mut kinds, places },
+            ) if answered == number && held.len() == places.len() => {
                 for place in places.iter().zip(held).filter(|(_, held)| *held).map(|(place, _)| place) {
                     kinds[usize::from(*place)] = RunKind::Known;
                 }
@@ -282,11 +299,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Worker<S> {
                 self.shared.outstanding.done();
                 Ok(())
             }
-            (DestinationFrame::Ack { batch: answered, missing }, Flight::Sent { batch, kinds, compressed })
-                if answered == number =>
-            {
-                self.acknowledged(batch, &kinds, compressed, &missing).await
-            }
+            (
+                DestinationFrame::Ack { batch: answered, missing },
+                Flight::Sent { batch, kinds, compressed },
+            ) if answered == number => self.acknowledged(batch, &kinds, compressed, &missing).await,
             _ => Err(self.rule("its answers do not come in the order of the frames")),
         }
     }
@@ -378,4 +394,3 @@ impl Sent {
         *self.lock() = now;
     }
 }
-

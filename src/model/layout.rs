@@ -1,6 +1,6 @@
 //! What the destination builds CRIU's page images from: which pages each object has at the freeze, and one digest over them all.
 
-use super::page::{Digest, ObjectId};
+use super::page::{Digest, ObjectId, PageRange};
 
 /// CRIU's flag for pages that are in its parent image (criu/include/pagemap.h, `PE_PARENT`).
 pub const PE_PARENT: u32 = 1;
@@ -25,6 +25,14 @@ impl LayoutRun {
     #[must_use]
     pub fn end(&self) -> u64 {
         self.first.saturating_add(u64::from(self.count))
+    }
+}
+
+/// Appends a run, joining it to the last one when they touch.
+pub fn push_merged(out: &mut Vec<PageRange>, pages: PageRange) {
+    match out.last_mut() {
+        Some(last) if last.end() == pages.first => last.count += pages.count,
+        _ => out.push(pages),
     }
 }
 

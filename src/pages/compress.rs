@@ -213,11 +213,10 @@ mod tests {
         Policy::new(asked, 2, cap)
     }
 
-    /// Compressor at `compress` and link at `link` MiB/s, shrinking to `ratio`; long enough for the means to settle.
-    fn feed(policy: &mut Policy, compress: f64, ratio: f64, link: f64) {
+    /// Compressor at `compress` and link at `link` MiB/s, shrinking to `percent` of its size; long enough for the means to settle.
+    fn feed(policy: &mut Policy, compress: f64, percent: usize, link: f64) {
         for _ in 0..60 {
-            let after = (MIB as f64 * ratio) as usize;
-            policy.compressed(MIB, after, Duration::from_secs_f64(1.0 / compress));
+            policy.compressed(MIB, MIB * percent / 100, Duration::from_secs_f64(1.0 / compress));
             // Two streams share the link: each sees half of it.
             policy.sent(MIB, Duration::from_secs_f64(2.0 / link), 2);
         }
@@ -227,36 +226,36 @@ mod tests {
     fn it_pays_on_a_slow_link_and_not_on_a_fast_one() {
         let mut policy = policy(Compression::Auto, None);
         assert!(policy.pays(), "nothing is known yet: try");
-        feed(&mut policy, 300.0, 0.4, 100.0);
+        feed(&mut policy, 300.0, 40, 100.0);
         assert!(policy.pays());
-        feed(&mut policy, 300.0, 0.4, 2000.0);
+        feed(&mut policy, 300.0, 40, 2000.0);
         assert!(!policy.pays(), "two compressors make 600 MiB/s, the link takes 2000");
-        feed(&mut policy, 300.0, 0.4, 100.0);
+        feed(&mut policy, 300.0, 40, 100.0);
         assert!(policy.pays(), "the link became slow again");
     }
 
     #[test]
     fn a_cap_makes_a_fast_link_slow() {
         let mut policy = policy(Compression::Auto, Some(100 << 20));
-        feed(&mut policy, 300.0, 0.4, 5000.0);
+        feed(&mut policy, 300.0, 40, 5000.0);
         assert!(policy.pays());
     }
 
     #[test]
     fn content_that_does_not_shrink_goes_raw() {
         let mut policy = policy(Compression::Auto, None);
-        feed(&mut policy, 900.0, 0.99, 10.0);
+        feed(&mut policy, 900.0, 99, 10.0);
         assert!(!policy.pays());
     }
 
     #[test]
     fn the_other_way_is_tried_now_and_then_and_words_of_the_operator_hold() {
         let mut auto = policy(Compression::Auto, None);
-        feed(&mut auto, 300.0, 0.4, 2000.0);
+        feed(&mut auto, 300.0, 40, 2000.0);
         let tried = (0..PROBE_EVERY * 4).filter(|_| auto.choose()).count();
         assert_eq!(tried, 4);
         let mut on = policy(Compression::On, None);
-        feed(&mut on, 1.0, 0.99, 5000.0);
+        feed(&mut on, 1.0, 99, 5000.0);
         assert!((0..100).all(|_| on.choose()));
         let mut off = policy(Compression::Off, None);
         assert!((0..100).all(|_| !off.choose()));

@@ -4,7 +4,7 @@
 //! side fills them: twice the speed on AVX2 and more on AVX-512, with bit-identical results. That needs `blake3::platform`, which the
 //! crate exports but does not promise to keep. It is worth that: this is most of the CPU time of a pre-copy round and of the check
 //! before a restore. A build against a version without it fails loudly, and a version that computes something else is
-//! noticed by [`lanes_work`], which compares with `blake3::hash` once per process and falls back to it.
+//! noticed by `lanes_work`, which compares with `blake3::hash` once per process and falls back to it.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,8 @@ use crate::model::page::{Digest, PAGE_SIZE};
 
 /// Digest of the page of zeros.
 pub const ZERO_DIGEST: Digest = Digest([
-    0xb6, 0xfb, 0x73, 0xfc, 0x46, 0x93, 0x8c, 0x98, 0x1e, 0x2b, 0x0b, 0x4b, 0x1e, 0xf2, 0x82, 0xad, 0xcf, 0xc8, 0x98, 0x54, 0xd0, 0x1b, 0xfe, 0x39, 0x72, 0xfd, 0xc4, 0x78, 0x5b, 0x41, 0xb2, 0xc7,
+    0xb6, 0xfb, 0x73, 0xfc, 0x46, 0x93, 0x8c, 0x98, 0x1e, 0x2b, 0x0b, 0x4b, 0x1e, 0xf2, 0x82, 0xad, 0xcf,
+    0xc8, 0x98, 0x54, 0xd0, 0x1b, 0xfe, 0x39, 0x72, 0xfd, 0xc4, 0x78, 0x5b, 0x41, 0xb2, 0xc7,
 ]);
 
 /// Pages hashed side by side: the widest vector unit that BLAKE3 knows has 16 lanes.
@@ -26,9 +27,8 @@ const CHUNK_START: u8 = 1;
 const CHUNK_END: u8 = 2;
 const PARENT: u8 = 4;
 const ROOT: u8 = 8;
-const IV: [u32; 8] = [
-    0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
-];
+const IV: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
 /// Digest of one page.
 #[must_use]
@@ -131,7 +131,16 @@ fn digest_group(platform: Platform, pages: &[&[u8; PAGE_SIZE]], out: &mut Vec<Di
         }
         let inputs = &inputs[..count];
         let no = IncrementCounter::No;
-        platform.hash_many(inputs, &IV, chunk as u64, no, 0, CHUNK_START, CHUNK_END, &mut values[..count * 32]);
+        platform.hash_many(
+            inputs,
+            &IV,
+            chunk as u64,
+            no,
+            0,
+            CHUNK_START,
+            CHUNK_END,
+            &mut values[..count * 32],
+        );
         for (pair, value) in pairs.iter_mut().zip(values.as_chunks::<32>().0) {
             pair[chunk / 2][chunk % 2 * 32..][..32].copy_from_slice(value);
         }

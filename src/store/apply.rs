@@ -53,7 +53,8 @@ impl PageStore {
             Codec::None => &batch.payload,
             Codec::Zstd => {
                 unpacked.resize(content_len, 0);
-                let broken = |source| StoreError::Payload { object: batch.object, batch: batch.batch, source };
+                let broken =
+                    |source| StoreError::Payload { object: batch.object, batch: batch.batch, source };
                 scratch.decompressor.decompress(&batch.payload, &mut unpacked).map_err(broken)?;
                 &unpacked
             }

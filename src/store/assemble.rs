@@ -105,7 +105,12 @@ fn check(layout: &ObjectLayout) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn create(store: &PageStore, layout: &ObjectLayout, folder: &Path, pages_id: u32) -> Result<Output, StoreError> {
+fn create(
+    store: &PageStore,
+    layout: &ObjectLayout,
+    folder: &Path,
+    pages_id: u32,
+) -> Result<Output, StoreError> {
     let (_, object) = store.find_or_create(layout.object)?;
     let write_pagemap = |path: &Path| -> io::Result<()> {
         let mut writer = BufWriter::new(File::create_new(path)?);
@@ -173,7 +178,10 @@ fn copy_all(
     };
     let results: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads.min(pieces.len())).map(|_| scope.spawn(work)).collect();
-        running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     });
     let mut ordered = vec![Vec::new(); pieces.len()];
     let mut error = None;
@@ -189,14 +197,23 @@ fn copy_all(
 }
 
 /// One piece: read, hash, write, give back.
-fn copy(store: &PageStore, output: &Output, piece: &Piece, buffer: &mut Vec<u8>) -> Result<Vec<Digest>, StoreError> {
+fn copy(
+    store: &PageStore,
+    output: &Output,
+    piece: &Piece,
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<Digest>, StoreError> {
     let pages: u64 = piece.runs.iter().map(|run| run.count).sum();
     buffer.clear();
     buffer.resize(usize::try_from(pages).expect("a piece is small") * PAGE_SIZE, 0);
     let presence = read(output, piece, buffer)?;
     let bytes = buffer.as_chunks::<PAGE_SIZE>().0;
-    let content: Vec<&[u8; PAGE_SIZE]> =
-        bytes.iter().zip(&presence).filter(|(_, here)| **here == Presence::Content).map(|(page, _)| page).collect();
+    let content: Vec<&[u8; PAGE_SIZE]> = bytes
+        .iter()
+        .zip(&presence)
+        .filter(|(_, here)| **here == Presence::Content)
+        .map(|(page, _)| page)
+        .collect();
     let mut content_digests = Vec::new();
     digest_many(&content, &mut content_digests);
     let mut computed = content_digests.into_iter();
@@ -222,14 +239,20 @@ fn read(output: &Output, piece: &Piece, buffer: &mut [u8]) -> Result<Vec<Presenc
         let start = presence.len();
         let file = output.object.look(*run, &mut presence);
         if let Some(hole) = presence[start..].iter().position(|here| *here == Presence::Absent) {
-            return Err(StoreError::MissingPage { object: output.object.id(), page: run.first.0 + hole as u64 });
+            return Err(StoreError::MissingPage {
+                object: output.object.id(),
+                page: run.first.0 + hole as u64,
+            });
         }
         let (bytes, after) = rest.split_at_mut((presence.len() - start) * PAGE_SIZE);
         rest = after;
         // Holes of the memory file are the zero pages.
         if let Some(file) = file {
-            file.read_pages(run.first.0, bytes)
-                .map_err(|source| StoreError::Memory { object: output.object.id(), action: "read", source })?;
+            file.read_pages(run.first.0, bytes).map_err(|source| StoreError::Memory {
+                object: output.object.id(),
+                action: "read",
+                source,
+            })?;
         }
     }
     Ok(presence)

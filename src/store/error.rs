@@ -13,7 +13,9 @@ pub enum StoreError {
     #[error("pages from the source could not be received")]
     Stream(#[source] PageFrameError),
     /// More memory than was agreed upon when the migration was accepted.
-    #[error("the container's pages need more than the {budget_bytes} bytes of memory reserved for this migration")]
+    #[error(
+        "the container's pages need more than the {budget_bytes} bytes of memory reserved for this migration"
+    )]
     BudgetExceeded {
         /// What was reserved.
         budget_bytes: u64,
@@ -25,7 +27,9 @@ pub enum StoreError {
         max: usize,
     },
     /// The bytes are not those that the source hashed.
-    #[error("batch {batch} of {object} arrived damaged: its pages do not hash to the root that the source sent")]
+    #[error(
+        "batch {batch} of {object} arrived damaged: its pages do not hash to the root that the source sent"
+    )]
     WrongRoot {
         /// The object.
         object: ObjectId,

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::StoreError;
+use crate::model::layout::push_merged;
 use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
 use crate::sys::memfd::MemFile;
-use crate::sys::pagemap::push_merged;
 
 /// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
 /// in each of many chunks.
@@ -145,9 +145,12 @@ impl StoredObject {
         let mut emptied = Vec::new();
         let mut books = self.books();
         let end = pages.end().0;
-        for (number, chunk) in books.chunks.range_mut(pages.first.0 / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES)) {
+        for (number, chunk) in books.chunks.range_mut(pages.first.0 / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES))
+        {
             let base = number * CHUNK_PAGES;
-            for place in place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base) {
+            for place in
+                place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base)
+            {
                 chunk.zero.remove(place);
                 if chunk.content.remove(place) {
                     push_merged(&mut held, single(*number, place));

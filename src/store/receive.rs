@@ -57,7 +57,8 @@ where
         stats.bytes_received += bytes.len() as u64 + 4;
         let reply = match SourceFrame::decode(bytes).map_err(StoreError::Stream)? {
             SourceFrame::Have(have) => {
-                let held = have.hints.iter().map(|hint| store.hints_at(*hint) || retained.hints_at(*hint)).collect();
+                let held =
+                    have.hints.iter().map(|hint| store.hints_at(*hint) || retained.hints_at(*hint)).collect();
                 DestinationFrame::HaveReply { batch: have.batch, held }
             }
             SourceFrame::Pages(pages) => {

@@ -132,7 +132,9 @@ impl RetainedPages {
     /// Drops what a container left.
     pub fn remove(&self, container: &ContainerId) {
         let mut inner = self.inner();
-        while let Some(at) = inner.generations.iter().position(|generation| generation.container == *container) {
+        while let Some(at) =
+            inner.generations.iter().position(|generation| generation.container == *container)
+        {
             inner.drop_generation(at);
         }
     }
@@ -224,7 +226,8 @@ impl GenerationWriter {
         let Some(generation) = self.generation.take() else { return 0 };
         let pages = generation.slots.len() as u64;
         let mut inner = self.retained.inner();
-        let older = |other: &Generation| other.container == generation.container && other.serial < generation.serial;
+        let older =
+            |other: &Generation| other.container == generation.container && other.serial < generation.serial;
         while let Some(at) = inner.generations.iter().position(older) {
             inner.drop_generation(at);
         }
@@ -255,7 +258,9 @@ mod tests {
 
     fn insert(retained: &Arc<RetainedPages>, name: &str, fills: std::ops::Range<u8>) -> u64 {
         let pages = pages(fills);
-        retained.insert_generation(&container(name), pages.iter().map(|(digest, page)| (*digest, &**page))).unwrap()
+        retained
+            .insert_generation(&container(name), pages.iter().map(|(digest, page)| (*digest, &**page)))
+            .unwrap()
     }
 
     fn held(retained: &RetainedPages, fill: u8) -> bool {

@@ -75,7 +75,8 @@ impl MemFile {
         }
         let start = offset_of(pages.first.0)?;
         let end = offset_of(pages.end().0 - 1)? + PAGE_SIZE as u64;
-        let signed = |value: u64| i64::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let signed =
+            |value: u64| i64::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
         fallocate(
             &self.file,
             FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
@@ -99,7 +100,7 @@ impl MemFile {
 mod tests {
     use super::*;
     use crate::model::limits::PAGE_INDEX_MAX;
-use crate::model::page::PageIndex;
+    use crate::model::page::PageIndex;
 
     #[test]
     fn a_page_at_the_top_of_the_address_space_costs_one_page() {

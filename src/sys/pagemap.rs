@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::libc;
 
+use crate::model::layout::push_merged;
 use crate::model::page::{PAGE_SIZE, PageIndex, PageRange};
 
 /// Backed by a file's page cache or by shared memory (`PAGE_IS_FILE`).
@@ -108,7 +109,12 @@ impl Pagemap {
     ///
     /// # Errors
     /// What ioctl(2) or pread(2) says; ENOTTY from [`Method::Scan`] on a kernel before 6.7.
-    pub fn populated(&self, pages: PageRange, only_private: bool, out: &mut Vec<PageRange>) -> io::Result<()> {
+    pub fn populated(
+        &self,
+        pages: PageRange,
+        only_private: bool,
+        out: &mut Vec<PageRange>,
+    ) -> io::Result<()> {
         match self.method {
             Method::Scan => self.scan(pages, only_private, out),
             Method::Classic => self.classic(pages, only_private, out),
@@ -173,14 +179,6 @@ impl Pagemap {
     }
 }
 
-/// Appends a run, joining it to the last one when they touch.
-pub fn push_merged(out: &mut Vec<PageRange>, pages: PageRange) {
-    match out.last_mut() {
-        Some(last) if last.end() == pages.first => last.count += pages.count,
-        _ => out.push(pages),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,7 +191,8 @@ mod tests {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
         // SAFETY: a fresh mapping at an address of the kernel's choice, unmapped below, touched only inside.
         unsafe {
-            let start = mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags).unwrap();
+            let start =
+                mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags).unwrap();
             libc::madvise(start.as_ptr(), length.get(), libc::MADV_NOHUGEPAGE);
             for page in (0..pages).step_by(step) {
                 start.cast::<u8>().add(page * PAGE_SIZE).write_volatile(1);

@@ -18,7 +18,12 @@ const RANGES_MAX: usize = 1024;
 ///
 /// # Errors
 /// ESRCH when the process is gone, EPERM when we may not look; never because of single pages.
-pub fn read_pages(task: i32, runs: &[PageRange], buffer: &mut [u8], missing: &mut Vec<usize>) -> io::Result<()> {
+pub fn read_pages(
+    task: i32,
+    runs: &[PageRange],
+    buffer: &mut [u8],
+    missing: &mut Vec<usize>,
+) -> io::Result<()> {
     missing.clear();
     let total: u64 = runs.iter().map(|run| run.count).sum();
     assert_eq!(total * PAGE_SIZE as u64, buffer.len() as u64, "the buffer fits the request");

@@ -60,7 +60,8 @@ impl Body {
     fn object(&mut self) -> Result<ObjectId, PageFrameError> {
         let object_type = u32::from(self.u8()?);
         let id = self.u64()?;
-        ObjectId::from_wire(object_type, id).ok_or(PageFrameError::Rule { rule: "the object's type is not known" })
+        ObjectId::from_wire(object_type, id)
+            .ok_or(PageFrameError::Rule { rule: "the object's type is not known" })
     }
 
     fn end(&self) -> Result<(), PageFrameError> {
@@ -159,7 +160,11 @@ fn decode_pages(mut body: Body) -> Result<Pages, PageFrameError> {
         Codec::None => pages.payload.len() == content,
         Codec::Zstd => !pages.payload.is_empty() && pages.payload.len() < content,
     };
-    if fits { Ok(pages) } else { Err(PageFrameError::Rule { rule: "the payload does not fit the content pages" }) }
+    if fits {
+        Ok(pages)
+    } else {
+        Err(PageFrameError::Rule { rule: "the payload does not fit the content pages" })
+    }
 }
 
 fn decode_runs(body: &mut Body) -> Result<Vec<Run>, PageFrameError> {

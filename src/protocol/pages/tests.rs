@@ -18,22 +18,29 @@ fn digest() -> impl Strategy<Value = Digest> {
 /// Ascending runs with gaps, a few content pages so that cases stay small.
 fn pages() -> impl Strategy<Value = Pages> {
     let run = (0..3u64, 1..20u16, 0..5u8);
-    (any::<u64>(), object(), proptest::collection::vec(run, 0..12), digest(), 0..PAGE_INDEX_MAX / 2, digest()).prop_map(
-        |(batch, object, raw, root, start, fill)| {
+    (any::<u64>(), object(), proptest::collection::vec(run, 0..12), digest(), 0..PAGE_INDEX_MAX / 2, digest())
+        .prop_map(|(batch, object, raw, root, start, fill)| {
             let mut next = start;
             let mut runs = Vec::new();
             for (gap, count, kind) in raw {
-                let kind = [RunKind::Zero, RunKind::Known, RunKind::Zero, RunKind::Known, RunKind::Content][usize::from(kind)];
+                let kind = [RunKind::Zero, RunKind::Known, RunKind::Zero, RunKind::Known, RunKind::Content]
+                    [usize::from(kind)];
                 runs.push(Run { first: next + gap, count, kind });
                 next += gap + u64::from(count);
             }
-            let mut pages =
-                Pages { batch, object, runs, known: Vec::new(), root, codec: Codec::None, payload: Bytes::new() };
+            let mut pages = Pages {
+                batch,
+                object,
+                runs,
+                known: Vec::new(),
+                root,
+                codec: Codec::None,
+                payload: Bytes::new(),
+            };
             pages.known = vec![fill; pages.count(RunKind::Known)];
             pages.payload = vec![fill.0[0]; pages.count(RunKind::Content) * PAGE_SIZE].into();
             pages
-        },
-    )
+        })
 }
 
 fn encode(pages: &Pages) -> Vec<u8> {
@@ -101,7 +108,10 @@ fn sample() -> Pages {
     Pages {
         batch: 1,
         object: ObjectId::Task(1),
-        runs: vec![Run { first: 5, count: 2, kind: RunKind::Zero }, Run { first: 7, count: 1, kind: RunKind::Content }],
+        runs: vec![
+            Run { first: 5, count: 2, kind: RunKind::Zero },
+            Run { first: 7, count: 1, kind: RunKind::Content },
+        ],
         known: Vec::new(),
         root: Digest([3; 32]),
         codec: Codec::None,
@@ -140,7 +150,10 @@ fn each_rule_is_checked() {
     short.payload = Bytes::from_static(&[1; 100]);
     assert_eq!(rule(&short), "the payload does not fit the content pages");
     short.codec = Codec::Zstd;
-    assert!(SourceFrame::decode(body(&encode(&short))).is_ok(), "a compressed payload is shorter than its pages");
+    assert!(
+        SourceFrame::decode(body(&encode(&short))).is_ok(),
+        "a compressed payload is shorter than its pages"
+    );
     short.payload = vec![1; PAGE_SIZE].into();
     assert_eq!(rule(&short), "the payload does not fit the content pages");
 }
@@ -176,7 +189,10 @@ async fn frames_are_read_from_a_stream_until_its_end() {
         let bytes = read_frame(&mut far, &mut buffer).await.unwrap().unwrap();
         assert_eq!(SourceFrame::decode(bytes).unwrap(), SourceFrame::Pages(sample()));
     }
-    assert!(matches!(read_frame(&mut far, &mut buffer).await, Err(PageFrameError::Io(_))), "it broke inside a frame");
+    assert!(
+        matches!(read_frame(&mut far, &mut buffer).await, Err(PageFrameError::Io(_))),
+        "it broke inside a frame"
+    );
     writer.await.unwrap();
     let (near, mut far) = tokio::io::duplex(10);
     drop(near);
@@ -198,15 +214,25 @@ async fn a_lying_length_allocates_nothing() {
 fn the_largest_batch_fits_a_frame() {
     // 1 of 2 pages known, each in a run of its own: the most overhead there can be.
     let runs: Vec<Run> = (0..BATCH_PAGES_MAX as u64)
-        .map(|page| Run { first: page * 2, count: 1, kind: if page % 2 == 0 { RunKind::Known } else { RunKind::Content } })
+        .map(|page| Run {
+            first: page * 2,
+            count: 1,
+            kind: if page % 2 == 0 { RunKind::Known } else { RunKind::Content },
+        })
         .collect();
     let mut pages = Pages { runs, ..sample() };
     pages.known = vec![Digest([1; 32]); BATCH_PAGES_MAX / 2];
     pages.payload = vec![2; BATCH_PAGES_MAX / 2 * PAGE_SIZE].into();
     assert!(SourceFrame::decode(body(&encode(&pages))).is_ok());
-    let whole = Pages { runs: vec![Run { first: 0, count: 1024, kind: RunKind::Content }], known: vec![], payload: vec![2; BATCH_PAGES_MAX * PAGE_SIZE].into(), ..sample() };
+    let whole = Pages {
+        runs: vec![Run { first: 0, count: 1024, kind: RunKind::Content }],
+        known: vec![],
+        payload: vec![2; BATCH_PAGES_MAX * PAGE_SIZE].into(),
+        ..sample()
+    };
     assert!(SourceFrame::decode(body(&encode(&whole))).is_ok());
-    let ranges = (0..FORGET_RANGES_MAX as u64).map(|at| PageRange { first: PageIndex(at * 2), count: 1 }).collect();
+    let ranges =
+        (0..FORGET_RANGES_MAX as u64).map(|at| PageRange { first: PageIndex(at * 2), count: 1 }).collect();
     let mut out = Vec::new();
     Forget { batch: 1, object: ObjectId::Task(1), ranges }.encode(&mut out);
     assert!(SourceFrame::decode(body(&out)).is_ok());
