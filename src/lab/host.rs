@@ -225,12 +225,13 @@ impl Host {
         let pid = wait_for_pid(&pid_file, &mut helper);
         // Left behind it would only be one more file in a folder that goes with the lab.
         let _ = fs::remove_file(&pid_file);
-        let identity = pid.and_then(Identity::of);
-        if let Some(identity) = identity {
-            wait_for_exec(identity);
-        }
-        match identity {
-            Some(identity) => Ok(Background { helper, identity, log }),
+        match pid {
+            Some(pid) => {
+                // One that has ended already is no process any more; its exit code is still to be had.
+                let identity = Identity::of(pid).unwrap_or(Identity { pid, start: u64::MAX });
+                wait_for_exec(identity);
+                Ok(Background { helper, identity, log })
+            }
             None => {
                 // It may have ended by itself.
                 let _ = helper.kill();

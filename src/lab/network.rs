@@ -76,7 +76,12 @@ pub(super) fn join(hub: &Host, host: &Host, rate: Option<u64>) -> Result<(), Lab
 pub(super) fn wait_until_joined(hosts: &[Host]) -> Result<(), LabError> {
     let Some((first, others)) = hosts.split_first() else { return Ok(()) };
     for host in others {
-        host.exec(&["arping", "-q", "-f", "-w", "15", "-I", "br0", &first.address().to_string()])?;
+        // A probe that is lost costs a second; looking first costs nothing.
+        host.shell(&format!(
+            "until grep -q up /sys/class/net/br0/operstate; do sleep 0.01; done
+             arping -q -f -w 15 -I br0 {}",
+            first.address()
+        ))?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -228,24 +229,11 @@ fn debootstrap(
         })
     });
     let mut log = String::new();
-    let mut fetched = 0;
-    let until = Instant::now() + BUILD_DEADLINE;
-    for line in child.stdout.take().into_iter().flat_map(|s| BufReader::new(s).lines().map_while(Result::ok))
-    {
-        fetched += u32::from(line.starts_with("I: Retrieving"));
-        if line.starts_with("I: Retrieving") && fetched % 25 == 0 {
-            progress(&format!("{fetched} packages fetched"));
-        } else if ["I: Checking component", "I: Extracting base", "I: Unpacking the", "I: Configuring the"]
-            .iter()
-            .any(|p| line.starts_with(p))
-        {
-            progress(line.trim_start_matches("I: ").trim_end_matches('.'));
-        }
-        log.push_str(&line);
-        log.push('\n');
-        if Instant::now() > until {
-            child.kill().doing(|| "stop debootstrap")?;
-        }
+    let in_time = child.stdout.take().is_none_or(|out| follow(out, &mut log, progress));
+    if !in_time {
+        child.kill().doing(|| "stop debootstrap")?;
+        child.wait().doing(|| "wait for debootstrap")?;
+        return Err(LabError::Deadline { what: "debootstrap".into(), deadline: BUILD_DEADLINE });
     }
     let status = child.wait().doing(|| "wait for debootstrap")?;
     if status.success() {
@@ -259,6 +247,36 @@ fn debootstrap(
         status: status.to_string(),
         tail: last_lines(log.as_bytes(), 15),
     })
+}
+
+/// Passes on what is worth seeing of debootstrap's messages; false when it is not done in time.
+fn follow(out: impl Read + Send + 'static, log: &mut String, progress: &mut dyn FnMut(&str)) -> bool {
+    let until = Instant::now() + BUILD_DEADLINE;
+    let (say, said) = sync_channel(64);
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            if say.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let steps = ["I: Checking component", "I: Extracting base", "I: Unpacking the", "I: Configuring the"];
+    let mut fetched = 0;
+    loop {
+        let line = match said.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        };
+        fetched += u32::from(line.starts_with("I: Retrieving"));
+        if line.starts_with("I: Retrieving") && fetched % 25 == 0 {
+            progress(&format!("{fetched} packages fetched"));
+        } else if steps.iter().any(|p| line.starts_with(p)) {
+            progress(line.trim_start_matches("I: ").trim_end_matches('.'));
+        }
+        log.push_str(&line);
+        log.push('\n');
+    }
 }
 
 fn mount_points(rootfs: &Path) -> Result<(), LabError> {

@@ -155,6 +155,10 @@ fn remove_processes(file: &StateFile) {
 /// Empties a lab's folder; without `keep_lock` the folder goes too.
 fn clear(dir: &Path, keep_lock: bool) -> Result<(), LabError> {
     let doing = || format!("remove {}", dir.display());
+    if !dir.exists() {
+        // `decamp lab down` was faster than the owner.
+        return Ok(());
+    }
     for entry in fs::read_dir(dir).doing(doing)? {
         let entry = entry.doing(doing)?;
         if entry.file_name() == "lock" {
@@ -260,7 +264,7 @@ pub fn down(name: &str) -> Result<(), LabError> {
         remove_processes(file);
     }
     cgroup::remove(&cgroup::find(Some(name))?, REMOVE_DEADLINE)?;
-    if dir.exists() { clear(&dir, false) } else { Ok(()) }
+    clear(&dir, false)
 }
 
 #[cfg(test)]

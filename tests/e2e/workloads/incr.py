@@ -37,7 +37,7 @@ class Client:
         self.first_value = None
         self.replies = self.sent = self.reconnects = self.lost = 0
         self.reason = None
-        self.stop = False
+        self.stop = self.sender_done = False
         self.redis = None
         self.started = time.time()
 
@@ -50,6 +50,12 @@ class Client:
         # Nothing but the loops below may decide that the server is too slow.
         self.redis.socket.settimeout(None)
         return self.redis
+
+    def send_until_stopped(self):
+        try:
+            self.send_forever()
+        finally:
+            self.sender_done = True
 
     def send_forever(self):
         request = Redis.encode("INCR", self.args.key)
@@ -101,7 +107,8 @@ class Client:
         while True:
             if self.stop:
                 stopped = stopped or time.monotonic()
-                if not self.due or self.reason:
+                # The sender may be between looking at `stop` and sending.
+                if self.reason or (self.sender_done and not self.due):
                     return
                 if time.monotonic() - stopped > DRAIN_S:
                     return self.fail(f"{len(self.due)} requests were not answered within {DRAIN_S} s")
@@ -191,7 +198,7 @@ def main():
     client.prepare(client.connect())
     signal.signal(signal.SIGTERM, lambda *_: setattr(client, "stop", True))
     signal.signal(signal.SIGUSR1, lambda *_: client.report())
-    sender = threading.Thread(target=client.send_forever, daemon=True)
+    sender = threading.Thread(target=client.send_until_stopped, daemon=True)
     sender.start()
     client.receive_forever()
     client.stop = True
