@@ -12,8 +12,8 @@ use std::sync::Arc;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
 use super::error::{Doing, FilesError, show};
 
@@ -104,12 +104,22 @@ impl Beneath {
         Ok(at)
     }
 
-    /// Opens a regular file (or whatever is there: the caller checks with fstat) without following a link and without waiting
-    /// for a fifo's other end.
+    /// Opens a regular file. Nothing else is ever opened: opening a device node can have effects of its own, and a container
+    /// may put one (which its device cgroup does not let it use) where a file was a moment ago. `ESTALE` when it is no file.
     pub(super) fn open_file(&mut self, path: &[u8], flags: OFlag) -> Result<File, Errno> {
         let place = self.place(path)?;
-        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        open_step(&place.dir, &place.name, flags, !path.is_empty()).map(File::from)
+        let handle = open_step(&place.dir, &place.name, OFlag::O_PATH | OFlag::O_NOFOLLOW, !path.is_empty())?;
+        reopen(&handle, flags, &[SFlag::S_IFREG]).map(File::from)
+    }
+
+    /// The root itself, whatever it is, for fstatfs(2).
+    pub(super) fn handle(&self) -> Result<OwnedFd, Errno> {
+        open_step(&self.parent, &self.name, OFlag::O_PATH | OFlag::O_NOFOLLOW, false)
+    }
+
+    /// syncfs(2) on the file system of the root.
+    pub(super) fn sync(&self) -> Result<(), Errno> {
+        syncfs(reopen(&self.handle()?, OFlag::O_RDONLY, &[SFlag::S_IFREG, SFlag::S_IFDIR])?)
     }
 
     /// Opens a regular file for reading without touching its access time where that is allowed.
@@ -148,6 +158,16 @@ fn open_step(at: &OwnedFd, path: &[u8], flags: OFlag, stay_in_mount: bool) -> Re
         resolve |= ResolveFlag::RESOLVE_NO_XDEV;
     }
     openat2(at, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+/// Opens what an `O_PATH` handle stands for, if it is of one of these types.
+fn reopen(handle: &OwnedFd, flags: OFlag, types: &[SFlag]) -> Result<OwnedFd, Errno> {
+    let kind = SFlag::from_bits_truncate(fstat(handle)?.st_mode & SFlag::S_IFMT.bits());
+    if !types.contains(&kind) {
+        return Err(Errno::ESTALE);
+    }
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    openat(AT_FDCWD, path.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
 }
 
 /// Parent and last part.
@@ -245,8 +265,24 @@ mod tests {
         let mut at = Beneath::open(&root).unwrap();
         assert!(at.place(b"up/new").is_err());
         assert!(at.read_file(b"up/outside").is_err());
-        assert_eq!(at.read_file(b"file").unwrap_err(), Errno::ELOOP);
+        assert_eq!(at.read_file(b"file").unwrap_err(), Errno::ESTALE);
         assert!(at.place(b"../new").is_err());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        // A device number that no driver has: opening it would say ENXIO.
+        for (name, kind) in
+            [("device", SFlag::S_IFCHR), ("fifo", SFlag::S_IFIFO), ("socket", SFlag::S_IFSOCK)]
+        {
+            nix::sys::stat::mknod(&root.join(name), kind, Mode::S_IRUSR, 0xfff_ff00).unwrap();
+            let mut at = Beneath::open(&root).unwrap();
+            assert_eq!(at.read_file(name.as_bytes()).unwrap_err(), Errno::ESTALE, "{name}");
+        }
+        Beneath::open(&root).unwrap().sync().unwrap();
     }
 
     #[test]

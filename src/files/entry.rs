@@ -143,7 +143,7 @@ impl Entry {
     }
 
     /// Everything of the message but its block digests, each field checked by itself.
-    pub(super) fn from_wire(wire: FileEntry) -> Result<Self, FilesError> {
+    pub(super) fn from_wire(wire: &FileEntry) -> Result<Self, FilesError> {
         let bad = |why| FilesError::BadList { why, path: show(&wire.path) };
         check_path(&wire.path).map_err(bad)?;
         let kind = Kind::from_wire(wire.kind()).ok_or_else(|| bad("unknown type of file"))?;

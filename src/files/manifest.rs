@@ -177,7 +177,7 @@ impl<'a> Builder<'a> {
             Some(Step::Entry(mut wire)) => {
                 self.close();
                 let digests = std::mem::take(&mut wire.block_digests);
-                self.entries.push(Entry::from_wire(wire)?);
+                self.entries.push(Entry::from_wire(&wire)?);
                 self.more(&digests)?;
             }
             Some(Step::Keep(count)) => {

@@ -67,10 +67,9 @@ impl Prepare<'_> {
         self.remove(&kept, &mut local, &mut plan)?;
         self.at.forget();
         self.create(&kept, &mut plan)?;
-        for index in 0..count {
-            let entry = &self.want[index];
-            if kept[index].is_some() || !entry.blocks.is_empty() {
-                self.fill(index, kept[index], &mut local, &mut plan)?;
+        for (index, kept) in kept.iter().enumerate() {
+            if kept.is_some() || !self.want[index].blocks.is_empty() {
+                self.fill(index, *kept, &mut local, &mut plan)?;
             }
         }
         let changed = plan

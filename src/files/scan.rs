@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::fstatfs;
-use nix::unistd::{fdatasync, syncfs};
+use nix::unistd::fdatasync;
 
 use super::beneath::Beneath;
 use super::content::{Content, FileKey, block_buffer, hash_file};
@@ -66,9 +65,9 @@ impl Scanner {
         let mut at = self.open()?;
         let quiet_since = before_now(RECENT);
         let nodes = Walk { at: &mut at, kind: self.kind, memory: &self.memory, frozen, bare: false }.run()?;
-        let root = at.open_file(b"", OFlag::O_PATH).doing("open", b"")?;
+        let root = at.handle().doing("open", b"")?;
         let shows = fstatfs(&root).is_ok_and(|fs| shows_every_change(fs.filesystem_type()));
-        let write_back = if shows && !frozen { self.write_back(&mut at, &nodes) } else { WriteBack::No };
+        let write_back = if shows && !frozen { self.write_back(&at, &nodes) } else { WriteBack::No };
 
         let mut next = Memory::default();
         let mut groups: HashMap<u64, Option<bool>> = HashMap::new();
@@ -107,14 +106,14 @@ impl Scanner {
     }
 
     /// Decides how to write back, and does it when it is done at once.
-    fn write_back(&self, at: &mut Beneath, nodes: &[Node]) -> WriteBack {
+    fn write_back(&self, at: &Beneath, nodes: &[Node]) -> WriteBack {
         let (long_ago, just_now) = (before_now(DIRTY_FOR), before_now(RECENT));
         let young = |key: &FileKey| key.ctime >= long_ago && key.ctime < just_now;
         let files = nodes.iter().filter(|node| node.entry.kind == Kind::File && young(&node.key));
         if files.filter(|node| self.memory.content(&node.key).is_none()).count() <= SYNC_EACH_MAX {
             return WriteBack::Each;
         }
-        let synced = at.open_file(b"", OFlag::O_RDONLY).and_then(syncfs);
+        let synced = at.sync();
         if synced.is_ok() { WriteBack::Done(just_now) } else { WriteBack::Each }
     }
 
@@ -171,5 +170,43 @@ fn written_back(file: &File, node: &Node, write_back: WriteBack) -> (i64, i64) {
             if needed && fdatasync(file).is_ok() { just_now } else { long_ago }
         }
         WriteBack::No => long_ago,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that this thread has read so far (proc_pid_io(5)).
+    fn bytes_read() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    }
+
+    fn scan_cost(scanner: &mut Scanner, frozen: bool) -> u64 {
+        let before = bytes_read();
+        scanner.scan(frozen).unwrap();
+        bytes_read() - before
+    }
+
+    #[test]
+    fn files_at_rest_are_read_once_and_files_just_written_again() {
+        const SIZE: usize = 4 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), vec![7; SIZE]).unwrap();
+        let mut scanner = Scanner::new(dir.path().to_owned(), TreeKind::Tree);
+        for _ in 0..2 {
+            assert!(
+                scan_cost(&mut scanner, false) >= SIZE as u64,
+                "a file that was just written was trusted"
+            );
+        }
+        std::thread::sleep(RECENT + std::time::Duration::from_millis(200));
+        assert!(scan_cost(&mut scanner, false) >= SIZE as u64);
+        assert!(scan_cost(&mut scanner, false) < SIZE as u64 / 2);
+        assert!(scan_cost(&mut scanner, true) < SIZE as u64 / 2);
+        xattr::set(dir.path().join("file"), "user.note", b"x").unwrap();
+        assert!(scan_cost(&mut scanner, true) >= SIZE as u64);
+        assert_eq!(scanner.scan(true).unwrap()[1].xattrs.len(), 1);
     }
 }

@@ -48,6 +48,9 @@ struct Disk {
     memory: Memory,
 }
 
+/// By inode: how a file looks after it was brought up to date, and its content when all of it arrived.
+type Settled = HashMap<(u64, u64), (FileKey, Option<Content>)>;
+
 impl TreeSink {
     /// A tree that is built at `root`. Its parent directory exists, is ours, and is closed to everybody else: the tree may
     /// hold setuid programs and devices. `root` need not exist; what is there already (an earlier visit's copy) is used and
@@ -109,8 +112,7 @@ impl TreeSink {
         let disk = Arc::clone(&self.disk);
         blocking(move || {
             let root = locked(&disk).root.clone();
-            let file = Beneath::open(&root)?.open_file(b"", OFlag::O_RDONLY).doing("open", b"")?;
-            nix::unistd::syncfs(&file).doing("sync", b"")
+            Beneath::open(&root)?.sync().doing("sync", b"")
         })
         .await
     }
@@ -146,14 +148,16 @@ impl TreeSink {
         let asked = plan.needs.iter().map(|need| u64::from(need.blocks)).sum();
         let (blocks, arriving) = tokio::sync::mpsc::channel(BLOCKS_AHEAD);
         let disk = Arc::clone(&self.disk);
-        let writing =
+        let mut writing =
             tokio::task::spawn_blocking(move || locked(&disk).complete(&want, plan, arriving, last));
         // When the writer gives up, its error says why; when the stream breaks, the stream's error does.
-        let received = receive(reader, blocks, asked).await;
-        let written = writing.await.map_err(FilesError::Interrupted)?;
-        match (received, written) {
-            (Err(error), _) => Err(error),
-            (Ok(()), written) => written,
+        tokio::select! {
+            received = receive(reader, blocks, asked) => {
+                let written = writing.await.map_err(FilesError::Interrupted)?;
+                received?;
+                written
+            }
+            written = &mut writing => written.map_err(FilesError::Interrupted)?,
         }
     }
 }
@@ -177,7 +181,10 @@ async fn receive<R: AsyncRead + Unpin>(
             return Ok(());
         }
     }
-    let FilesDone {} = read_message(reader).await?;
+    let FilesDone { done } = read_message(reader).await?;
+    if !done {
+        return Err(FrameError::Unexpected("blocks that nobody asked for").into());
+    }
     // Nobody listens: the writer has its error ready.
     let _ = blocks.send(None).await;
     Ok(())
@@ -277,12 +284,7 @@ impl Disk {
 
     /// Sets the attributes of everything that was touched: files first, then directories from the deepest up, because every
     /// change in a directory changes its time. Gives what is now known about the files.
-    fn settle(
-        &mut self,
-        at: &mut Beneath,
-        want: &[Entry],
-        plan: &Plan,
-    ) -> Result<HashMap<(u64, u64), (FileKey, Option<Content>)>, FilesError> {
+    fn settle(&mut self, at: &mut Beneath, want: &[Entry], plan: &Plan) -> Result<Settled, FilesError> {
         let mut settled = HashMap::new();
         let touched = |directories: bool| {
             let entries = want.iter().zip(&plan.touched).zip(&plan.incomplete);

@@ -176,7 +176,7 @@ async fn send_blocks<W: AsyncWrite + Unpin>(
         progress(done, total);
     }
     reading.await.map_err(FilesError::Interrupted)??;
-    sent += write_message(writer, &FilesDone {}).await?;
+    sent += write_message(writer, &FilesDone { done: true }).await?;
     writer.flush().await.map_err(FrameError::Io)?;
     Ok((sent, changed))
 }

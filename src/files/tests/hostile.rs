@@ -75,7 +75,7 @@ impl Victim {
                 for block in blocks {
                     let _ = write_message(&mut near, &block).await;
                 }
-                let _ = write_message(&mut near, &FilesDone {}).await;
+                let _ = write_message(&mut near, &FilesDone { done: true }).await;
                 let _: Result<FilesApplied, FrameError> = read_message(&mut near).await;
             }
             drop(near);
@@ -101,11 +101,11 @@ impl Victim {
     }
 }
 
-#[tokio::test]
-async fn lists_that_break_the_rules_are_refused_before_anything_is_done() {
+/// Lists, and a part of the reason for which each is refused.
+fn bad_lists() -> Vec<(&'static str, Vec<FileEntry>)> {
     let big_xattr =
         |name: &str, len: usize| Xattr { name: name.to_owned().into(), value: vec![0; len].into() };
-    let cases: Vec<(&str, Vec<FileEntry>)> = vec![
+    vec![
         ("begin with the root", vec![]),
         ("begin with the root", vec![file("a", b"x")]),
         ("begin with the root", vec![link("", "/etc")]),
@@ -162,8 +162,12 @@ async fn lists_that_break_the_rules_are_refused_before_anything_is_done() {
                 FileEntry { link_group: 5, mode: 0o4755, block_digests: vec![].into(), ..file("b", b"x") },
             ],
         ),
-    ];
-    for (why, entries) in cases {
+    ]
+}
+
+#[tokio::test]
+async fn lists_that_break_the_rules_are_refused_before_anything_is_done() {
+    for (why, entries) in bad_lists() {
         let mut victim = Victim::new();
         let shown = format!("{entries:?}");
         match victim.attack(part(entries), Vec::new()).await {
@@ -236,9 +240,9 @@ async fn links_planted_in_an_earlier_round_lead_nowhere() {
         part(vec![root(), entry("a", Kind::Directory), file("a/file", b"evil"), link("f", "../precious")]);
     victim.attack(manifest, vec![data]).await.unwrap();
     assert_eq!(fs::read(victim.dir.path().join("root/a/file")).unwrap(), b"evil");
-    let data = FileBlock { entry: 1, data: b"evil".to_vec().into(), ..FileBlock::default() };
-    victim.attack(part(vec![root(), file("f", b"evil")]), vec![data]).await.unwrap();
-    assert_eq!(fs::read(victim.dir.path().join("root/f")).unwrap(), b"evil");
+    let data = FileBlock { entry: 1, data: b"more".to_vec().into(), ..FileBlock::default() };
+    victim.attack(part(vec![root(), file("f", b"more")]), vec![data]).await.unwrap();
+    assert_eq!(fs::read(victim.dir.path().join("root/f")).unwrap(), b"more");
 }
 
 #[tokio::test]
@@ -258,7 +262,7 @@ async fn a_link_planted_behind_the_sinks_back_leads_nowhere() {
         std::os::unix::fs::symlink("../outside", &inside).unwrap();
         let block = FileBlock { entry: 2, data: b"evil".to_vec().into(), ..FileBlock::default() };
         write_message(&mut near, &block).await.unwrap();
-        write_message(&mut near, &FilesDone {}).await.unwrap();
+        write_message(&mut near, &FilesDone { done: true }).await.unwrap();
         let applied: FilesApplied = read_message(&mut near).await.unwrap();
         assert!(!applied.error.is_empty());
     };

@@ -60,18 +60,22 @@ impl Pair {
         exchange(&mut self.source, &mut self.sink, self.round, last).await
     }
 
+    async fn good_round(&mut self, last: bool) -> FileStats {
+        match self.try_round(last).await {
+            (Ok(stats), Ok(_)) => stats,
+            failed => panic!("{failed:?}"),
+        }
+    }
+
     async fn round(&mut self) -> FileStats {
-        let (sent, applied) = self.try_round(false).await;
-        applied.unwrap();
-        sent.unwrap()
+        self.good_round(false).await
     }
 
     /// A last round, and an independent look at the result.
     async fn finish(&mut self) -> FileStats {
-        let (sent, applied) = self.try_round(true).await;
-        applied.unwrap();
+        let stats = self.good_round(true).await;
         assert_same(&self.from(), &self.to());
-        sent.unwrap()
+        stats
     }
 }
 
@@ -119,7 +123,8 @@ fn look(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
     visit(root, root, &mut seen);
     let mut first_names: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     for (path, file) in &mut seen {
-        let stat = std::fs::symlink_metadata(root.join(OsStr::from_bytes(path))).unwrap();
+        let whole = if path.is_empty() { root.to_owned() } else { root.join(OsStr::from_bytes(path)) };
+        let stat = std::fs::symlink_metadata(whole).unwrap();
         let whiteout = stat.file_type().is_char_device() && stat.rdev() == 0;
         if !stat.is_dir() && !whiteout {
             file.first_name = first_names.entry(stat.ino()).or_insert_with(|| path.clone()).clone();

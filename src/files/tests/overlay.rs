@@ -6,7 +6,7 @@ use super::*;
 
 const UPPER: TreeKind = TreeKind::Upper { userxattr: false };
 
-/// Overlay needs xattrs on the upper's file system; the layers live in a tmpfs so that the test does not depend on the disk.
+/// One lower layer, shared by two overlay mounts: 1 over the source's upper directory, 2 over the destination's.
 struct Hosts {
     pair: Pair,
     lower: PathBuf,
@@ -64,9 +64,7 @@ async fn a_moved_upper_directory_gives_the_same_merged_view() {
     hosts.pair.round().await;
     fs::write(merged.join("etc/a"), "rewritten again").unwrap();
     fs::remove_file(merged.join("etc/deep/c")).unwrap();
-    let (sent, applied) = hosts.pair.try_round(true).await;
-    applied.unwrap();
-    assert!(sent.unwrap().bytes_sent < 5000);
+    assert!(hosts.pair.good_round(true).await.bytes_sent < 5000);
     let upper = look(&hosts.pair.to());
     assert!(upper[&b"var/log"[..]].xattrs.contains_key(&b"trusted.overlay.opaque"[..]));
     assert!(upper.values().all(|file| !file.xattrs.contains_key(&b"trusted.overlay.origin"[..])));
@@ -80,7 +78,8 @@ async fn a_moved_upper_directory_gives_the_same_merged_view() {
 
 #[tokio::test]
 async fn features_that_tie_an_upper_directory_to_its_host_are_refused() {
-    let cases: [(&str, fn(&Path), &str); 2] = [
+    type Case = (&'static str, fn(&Path), &'static str);
+    let cases: [Case; 2] = [
         (
             ",redirect_dir=on",
             |merged| fs::rename(merged.join("etc"), merged.join("renamed")).unwrap(),
@@ -115,9 +114,7 @@ async fn a_hard_link_half_below_is_refused_and_a_whole_one_moves() {
         "{sent:?}"
     );
     write_at(&merged.join("etc/a-2"), 0, b"CHANGED");
-    let (sent, applied) = hosts.pair.try_round(true).await;
-    applied.unwrap();
-    sent.unwrap();
+    hosts.pair.good_round(true).await;
     let (_second, moved) = hosts.mount(2, "");
     assert_eq!(&fs::read(moved.join("etc/a")).unwrap()[..7], b"CHANGED");
     assert_same(&merged, &moved);
@@ -131,9 +128,7 @@ async fn an_overlay_with_user_marks_moves() {
     fs::remove_dir_all(merged.join("var/log")).unwrap();
     fs::create_dir(merged.join("var/log")).unwrap();
     fs::write(merged.join("etc/a"), "rewritten").unwrap();
-    let (sent, applied) = hosts.pair.try_round(true).await;
-    applied.unwrap();
-    sent.unwrap();
+    hosts.pair.good_round(true).await;
     let (_second, moved) = hosts.mount(2, ",userxattr");
     assert_same(&merged, &moved);
     assert!(!moved.join("var/log/d").exists());

@@ -78,10 +78,12 @@ fn apply(root: &Path, change: &Change) {
         }
         Change::Directory(path) => drop(fs::create_dir_all(root.join(path))),
         Change::Symlink { path, target } => drop(symlink(target, root.join(path))),
-        Change::Fifo(path) => drop(nix::unistd::mkfifo(&root.join(path), nix::sys::stat::Mode::S_IRUSR)),
+        Change::Fifo(path) => {
+            let _ = nix::unistd::mkfifo(&root.join(path), nix::sys::stat::Mode::S_IRUSR);
+        }
         Change::Whiteout(path) => {
             let mode = nix::sys::stat::Mode::empty();
-            drop(nix::sys::stat::mknod(&root.join(path), nix::sys::stat::SFlag::S_IFCHR, mode, 0));
+            let _ = nix::sys::stat::mknod(&root.join(path), nix::sys::stat::SFlag::S_IFCHR, mode, 0);
         }
         Change::Remove(path) => {
             let path = root.join(path);

@@ -204,7 +204,7 @@ fn disturb(root: PathBuf, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64>
             let file = root.join(format!("f{}", n % 7));
             match n % 5 {
                 0 => write_at(&file, (n * 7919) % 400_000, &noise(n, 5000)),
-                1 => fs::write(&file, noise(n, (n as usize * 31) % 300_000)).unwrap(),
+                1 => fs::write(&file, noise(n, usize::try_from(n * 31 % 300_000).unwrap())).unwrap(),
                 2 => drop(fs::rename(&file, root.join(format!("f{}", (n + 1) % 7)))),
                 3 => {
                     let _ = fs::create_dir_all(root.join(format!("d{}/e", n % 3)));
@@ -264,17 +264,25 @@ async fn a_round_that_broke_off_is_made_good() {
     fs::write(pair.from().join("large"), noise(5, 8 << 20)).unwrap();
     pair.round().await;
     write_at(&pair.from().join("large"), 0, &noise(6, 4 << 20));
-    let (near, far) = tokio::io::duplex(4096);
-    let (mut near, mut far) = (near, far);
+    let (mut near, mut far) = tokio::io::duplex(4096);
     let pacer = Pacer::new(None);
+    let half = tokio::sync::Notify::new();
+    let progress = |done: u64, total: u64| {
+        if done * 2 > total {
+            half.notify_one();
+        }
+    };
     {
-        let sending = pair.source.send_round(&mut near, 0, 2, false, &pacer, |_, _| {});
+        let sending = pair.source.send_round(&mut near, 0, 2, false, &pacer, progress);
         let receiving = async {
             let hello: FilesHello = read_message(&mut far).await.unwrap();
             pair.sink.receive_round(&mut far, hello).await
         };
-        let both = async { tokio::join!(sending, receiving) };
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(60), both).await;
+        tokio::select! {
+            biased;
+            () = half.notified() => {}
+            _ = async { tokio::join!(sending, receiving) } => panic!("the round did not break off"),
+        }
     }
     drop((near, far));
     // Somebody meddles with what was received.
