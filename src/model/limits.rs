@@ -22,8 +22,10 @@ pub const XATTRS_BYTES_MAX: usize = 64 << 10;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Bytes of block digests in one manifest part.
 pub const MANIFEST_PART_BYTES_MAX: usize = 2 << 20;
-/// Size of one file: with 32 bytes of digest a block, its entry must fit into a message.
-pub const FILE_BYTES_MAX: u64 = (MANIFEST_PART_BYTES_MAX as u64 / 32) * FILE_BLOCK as u64;
+/// All parts of one manifest together, encoded: what a peer can make us hold in memory.
+pub const TREE_MANIFEST_BYTES_MAX: usize = 1 << 30;
+/// Size of one file: at most half of a manifest may be its block digests (32 bytes each).
+pub const FILE_BYTES_MAX: u64 = (TREE_MANIFEST_BYTES_MAX as u64 / 64) * FILE_BLOCK as u64;
 /// Data streams of one migration.
 pub const STREAMS_MAX: u32 = 16;
 /// Pre-copy rounds, whatever is asked.
