@@ -34,6 +34,9 @@ mod sink;
 mod source;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use beneath::remove_tree;
 pub use digest::{DigestCache, tree_bytes, tree_digest};
 pub use error::FilesError;
