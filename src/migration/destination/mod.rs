@@ -184,6 +184,8 @@ impl Arrival {
         if let Err(error) = self.session.send(Body::Running(running)).await {
             tracing::warn!(migration = %self.record.migration, error = super::error::chain(&error), "the source will have to ask");
         }
+        // What the container had on the disk there must be on the disk here before the source forgets it.
+        incoming.sync().await;
         arriving.settle(&self.host, &self.record).await;
         self.wait_released().await;
         Ok(())

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::super::{Host, MigrationError};
@@ -24,15 +25,24 @@ use crate::store::{PageStore, RetainedPages, serve_page_stream};
 /// Runs of all layouts together; 100 million pages in single-page runs.
 const RUNS_MAX: usize = 100_000_000;
 
+/// Streams that are under way when the restore is asked for end within moments.
+const LAST_STREAMS_WITHIN: Duration = Duration::from_secs(30);
+
 struct Shared {
     peer: String,
     migration: MigrationId,
     store: Arc<PageStore>,
     retained: Arc<RetainedPages>,
     sinks: HashMap<u32, Arc<Mutex<TreeSink>>>,
-    finished_trees: Mutex<Vec<u32>>,
     images: PathBuf,
-    image_files: Mutex<u32>,
+    /// What has come to its end; streams end in any order, and after the frame that says how many there were.
+    arrived: watch::Sender<Arrived>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Arrived {
+    trees: Vec<u32>,
+    image_files: u32,
 }
 
 /// What arrives for one container.
@@ -72,9 +82,8 @@ impl Incoming {
             store: Arc::new(PageStore::new(budget)),
             retained: Arc::clone(&host.retained),
             sinks,
-            finished_trees: Mutex::default(),
             images: arriving.scratch.images(),
-            image_files: Mutex::default(),
+            arrived: watch::Sender::default(),
         });
         let (failed, failures) = mpsc::channel(1);
         let acceptor = tokio::spawn(accept(link.clone(), Arc::clone(&shared), failed));
@@ -92,6 +101,15 @@ impl Incoming {
 
     fn broke(&self, what: impl Into<String>) -> MigrationError {
         MigrationError::Protocol { host: self.shared.peer.clone(), what: what.into() }
+    }
+
+    /// Writes every received tree to stable storage.
+    pub(super) async fn sync(&self) {
+        for (tree, sink) in &self.shared.sinks {
+            if let Err(error) = sink.lock().await.sync().await {
+                tracing::error!(tree, error = super::super::chain(&error), "arrived files may not survive a crash of this host yet");
+            }
+        }
     }
 
     /// Takes a part of a layout.
@@ -129,13 +147,18 @@ impl Incoming {
         if layouts != request.objects as usize || done != layouts {
             return Err(self.broke(format!("{done} of {layouts} layouts are whole, {} were announced", request.objects)));
         }
-        let images = *self.shared.image_files.lock().await;
-        if images != request.image_files {
-            return Err(self.broke(format!("{images} images came, {} were announced", request.image_files)));
-        }
-        let finished = self.shared.finished_trees.lock().await.clone();
-        if let Some(missing) = self.shared.sinks.keys().find(|tree| !finished.contains(tree)) {
-            return Err(self.broke(format!("file tree {missing} has not been finished")));
+        let wanted = Arrived { trees: self.shared.sinks.keys().copied().collect(), image_files: request.image_files };
+        let mut arrived = self.shared.arrived.subscribe();
+        let all = arrived.wait_for(|arrived| {
+            arrived.image_files >= wanted.image_files && wanted.trees.iter().all(|tree| arrived.trees.contains(tree))
+        });
+        let all = tokio::select! {
+            all = tokio::time::timeout(LAST_STREAMS_WITHIN, all) => all.map(|arrived| arrived.is_ok()),
+            Some(error) = self.failures.recv() => return Err(error),
+        };
+        if all != Ok(true) {
+            let got = self.shared.arrived.borrow().clone();
+            return Err(self.broke(format!("announced {wanted:?}, but only {got:?} came")));
         }
         Ok(std::mem::take(&mut self.layouts).into_values().collect())
     }
@@ -184,12 +207,12 @@ async fn serve(mut stream: Stream, shared: Arc<Shared>) -> Result<(), MigrationE
             let sink = shared.sinks.get(&files.tree).ok_or_else(|| broke("sent a file tree that was not offered"))?;
             sink.lock().await.receive_round(&mut stream, files).await?;
             if files.last {
-                shared.finished_trees.lock().await.push(files.tree);
+                shared.arrived.send_modify(|arrived| arrived.trees.push(files.tree));
             }
         }
         Role::Images => {
             let files = super::images::receive(&mut stream, &shared.images).await?;
-            *shared.image_files.lock().await += files;
+            shared.arrived.send_modify(|arrived| arrived.image_files += files);
         }
         _ => return Err(broke("opened a stream of a kind that does not belong here")),
     }
