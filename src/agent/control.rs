@@ -12,8 +12,8 @@ use crate::migration::{self, Cancel, Home, Progress};
 use crate::model::MigrationId;
 use crate::rpc::v1::control_server::Control;
 use crate::rpc::v1::{
-    CancelReply, CancelRequest, ContainerInfo, Event, Failure, HistoryEntry, HistoryReply, HistoryRequest, InfoReply,
-    InfoRequest, ListReply, ListRequest, MigrateRequest, Phase, Reason, WatchRequest, event::Body,
+    CancelReply, CancelRequest, ContainerInfo, Event, Failure, HistoryEntry, HistoryReply, HistoryRequest,
+    InfoReply, InfoRequest, ListReply, ListRequest, MigrateRequest, Phase, Reason, WatchRequest, event::Body,
 };
 use crate::runtime::Container;
 
@@ -180,7 +180,9 @@ impl Control for ControlService {
         let which = request.into_inner().which;
         let found: Vec<Progress> = self.0.registry.departures(&which).into_iter().map(|(p, _)| p).collect();
         if found.is_empty() && !which.is_empty() {
-            return Err(Status::not_found(format!("no migration {which:?} is in flight here; see `decamp history`")));
+            return Err(Status::not_found(format!(
+                "no migration {which:?} is in flight here; see `decamp history`"
+            )));
         }
         Ok(Response::new(stream_of(found)))
     }

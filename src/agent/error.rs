@@ -19,7 +19,9 @@ pub enum AgentError {
     #[error(transparent)]
     Pki(#[from] crate::pki::PkiError),
     /// The certificate is somebody else's.
-    #[error("the certificate of this agent is for {found}, the configuration says host = {host:?}; issue one with: decamp pki issue {host}")]
+    #[error(
+        "the certificate of this agent is for {found}, the configuration says host = {host:?}; issue one with: decamp pki issue {host}"
+    )]
     WrongCertificate {
         /// What the configuration says.
         host: String,

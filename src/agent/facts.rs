@@ -21,7 +21,12 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
     let criu_version = match criu::check(&config.runtime.criu).await {
         Ok(version) => version.to_string(),
         Err(error) => {
-            problem("criu", "CRIU is not usable", chain(&error), "install criu 4.2 or later, then restart the agent");
+            problem(
+                "criu",
+                "CRIU is not usable",
+                chain(&error),
+                "install criu 4.2 or later, then restart the agent",
+            );
             String::new()
         }
     };
@@ -34,12 +39,21 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
     };
     let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(0);
     if usize::try_from(page_size) != Ok(PAGE_SIZE) {
-        problem("page-size", "pages are not 4 KiB", format!("{page_size} bytes"), "use a kernel with 4 KiB pages");
+        problem(
+            "page-size",
+            "pages are not 4 KiB",
+            format!("{page_size} bytes"),
+            "use a kernel with 4 KiB pages",
+        );
     }
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_default();
-    let cgroup = if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "cgroup-v2" } else { "cgroup-v1" };
+    let cgroup = if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "cgroup-v2"
+    } else {
+        "cgroup-v1"
+    };
     let capabilities = ["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
     let facts = HostFacts {
         host: config.host.to_string(),

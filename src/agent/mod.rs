@@ -56,7 +56,8 @@ struct Agent {
 pub fn run(config: &Path) -> Result<(), AgentError> {
     let config = crate::config::load(config)?;
     telemetry::init_logs(&config.log.level, config.log.format)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AgentError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AgentError::Runtime)?;
     runtime.block_on(serve(config))
 }
 
@@ -74,20 +75,31 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     telemetry::serve_metrics(config.metrics.listen)?;
     make_folder(&config.state_dir)?;
     make_folder(&config.run_dir)?;
-    let files = TlsFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() };
+    let files =
+        TlsFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() };
     let identity = Identity::load(&files)?;
     match identity.name()? {
         PeerIdentity::Host(name) if name == config.host => {}
-        other => return Err(AgentError::WrongCertificate { host: config.host.to_string(), found: format!("{other:?}") }),
+        other => {
+            return Err(AgentError::WrongCertificate {
+                host: config.host.to_string(),
+                found: format!("{other:?}"),
+            });
+        }
     }
-    let allowed: BTreeSet<_> = config.peers.iter().filter(|(_, p)| p.receive).map(|(id, _)| id.clone()).collect();
+    let allowed: BTreeSet<_> =
+        config.peers.iter().filter(|(_, p)| p.receive).map(|(id, _)| id.clone()).collect();
     let transport = Transport { idle_timeout: config.quic.idle_timeout };
     let endpoint = Endpoint::bind(config.quic.listen, &identity, allowed, transport)?;
     let listen = endpoint.local_address().map_err(AgentError::Runtime)?;
     let runc = Runc { binary: config.runtime.runc.clone(), root: config.runtime.root.clone() };
     let (facts, problems) = facts::gather(&config, &runc).await;
     for problem in &problems {
-        tracing::error!(what = problem.what, evidence = problem.evidence, "this host cannot take part in migrations");
+        tracing::error!(
+            what = problem.what,
+            evidence = problem.evidence,
+            "this host cannot take part in migrations"
+        );
     }
     let host = Arc::new(Host {
         id: config.host.clone(),
@@ -145,7 +157,13 @@ async fn accept_peers(agent: Arc<Agent>) {
 
 impl Agent {
     /// A migration from here has ended: history, metrics, the last event.
-    async fn finished(&self, request: &migration::Request, progress: &Progress, outcome: Outcome, started: u64) {
+    async fn finished(
+        &self,
+        request: &migration::Request,
+        progress: &Progress,
+        outcome: Outcome,
+        started: u64,
+    ) {
         let (word, summary, failure) = match outcome {
             Outcome::Completed(summary) => ("completed", Some(*summary), None),
             Outcome::Failed(failure) => ("aborted", None, Some(*failure)),

@@ -29,7 +29,8 @@ fn make(command: &PkiCommand) -> Result<Issued, PkiError> {
 
 /// Makes what was asked for and says which files it wrote.
 pub(super) fn run(args: &PkiArgs) -> Result<ExitCode, Complaint> {
-    let issued = make(&args.command).map_err(|error| Complaint::of_error("no certificate was made", &error))?;
+    let issued =
+        make(&args.command).map_err(|error| Complaint::of_error("no certificate was made", &error))?;
     let mut screen = Screen::standard(false);
     [issued.cert, issued.key].iter().for_each(|file| screen.line(&file.display().to_string()));
     screen.finish().map(|()| Exit::Done.into())

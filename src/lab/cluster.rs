@@ -46,18 +46,26 @@ impl Cluster {
             move |error: std::io::Error| LabError::BadInput { what, why: error.to_string() }
         };
         let dir = tempfile::tempdir().map_err(io("a folder for certificates"))?;
-        let bad = |error: pki::PkiError| LabError::BadInput { what: "certificates".to_owned(), why: error.to_string() };
+        let bad = |error: pki::PkiError| LabError::BadInput {
+            what: "certificates".to_owned(),
+            why: error.to_string(),
+        };
         let folder: PathBuf = dir.path().to_owned();
         pki::init(&folder, Validity::default(), false).map_err(bad)?;
-        let peers: Vec<(String, Ipv4Addr)> =
-            lab.hosts().iter().filter(|h| options.hosts.iter().any(|n| n == h.name())).map(|h| (h.name().to_owned(), h.address())).collect();
+        let peers: Vec<(String, Ipv4Addr)> = lab
+            .hosts()
+            .iter()
+            .filter(|h| options.hosts.iter().any(|n| n == h.name()))
+            .map(|h| (h.name().to_owned(), h.address()))
+            .collect();
         for (name, _) in &peers {
-            let host: HostId = name.as_str().try_into().map_err(|error: crate::model::id::BadName| LabError::BadInput {
-                what: format!("host name {name:?}"),
-                why: error.to_string(),
+            let host: HostId = name.as_str().try_into().map_err(|error: crate::model::id::BadName| {
+                LabError::BadInput { what: format!("host name {name:?}"), why: error.to_string() }
             })?;
             let issued = pki::issue_host(&folder, &host, &[], Validity::default(), false).map_err(bad)?;
-            for (from, to) in [(folder.join("ca.crt"), "ca.crt"), (issued.cert, "host.crt"), (issued.key, "host.key")] {
+            for (from, to) in
+                [(folder.join("ca.crt"), "ca.crt"), (issued.cert, "host.crt"), (issued.key, "host.key")]
+            {
                 let bytes = std::fs::read(&from).map_err(io("a certificate"))?;
                 lab.write_file(name, &format!("{TLS_DIR}/{to}"), &bytes, 0o600)?;
             }

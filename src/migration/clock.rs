@@ -30,7 +30,10 @@ impl Offset {
         };
         let round_trip = best.received_us.saturating_sub(best.sent_us);
         let middle = best.sent_us + round_trip / 2;
-        Self { offset_us: best.peer_us.cast_signed() - middle.cast_signed(), error_us: round_trip.div_ceil(2) }
+        Self {
+            offset_us: best.peer_us.cast_signed() - middle.cast_signed(),
+            error_us: round_trip.div_ceil(2),
+        }
     }
 
     /// Microseconds between an instant on our clock and one on theirs; never negative.

@@ -96,7 +96,9 @@ pub fn decide(policy: &Policy, previous: Option<&Round>, round: &Round) -> Verdi
         return Verdict::GoOn;
     }
     match policy.if_not_converging {
-        NotConverging::CutOver if stuck => Verdict::CutOver("further rounds would not bring the dirty pages down"),
+        NotConverging::CutOver if stuck => {
+            Verdict::CutOver("further rounds would not bring the dirty pages down")
+        }
         NotConverging::CutOver => Verdict::CutOver("the last allowed round is over"),
         NotConverging::Cancel => Verdict::GiveUp(format!(
             "round {}: {} dirty pages, {} expected against a target of {}",

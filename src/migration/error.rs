@@ -149,7 +149,8 @@ impl MigrationError {
         let mut cause: Option<&dyn std::error::Error> = Some(self);
         while let Some(error) = cause {
             let of_the_link = error.is::<FrameError>() || error.is::<crate::quic::QuicError>();
-            let of_a_stream = error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error().is_none());
+            let of_a_stream =
+                error.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error().is_none());
             if of_the_link || of_a_stream {
                 return true;
             }
@@ -186,7 +187,9 @@ impl MigrationError {
     fn remedy(&self) -> &'static str {
         match self {
             Self::Cancelled { .. } => "nothing to do; start it again when you like",
-            Self::Deadline { .. } => "look at both hosts' load and link, then try again with a longer --timeout",
+            Self::Deadline { .. } => {
+                "look at both hosts' load and link, then try again with a longer --timeout"
+            }
             Self::Refused { .. } => "mend each reason above, then try again",
             Self::Peer { .. } => "look at the other agent's log, mend the cause, then try again",
             Self::Protocol { .. } => "run the same version of decamp on both hosts; if it is, report this",
@@ -194,7 +197,9 @@ impl MigrationError {
             Self::NotConverging { .. } => {
                 "use --if-not-converging cutover, a larger --downtime-target, or move it when it is quieter"
             }
-            Self::Link(_) | Self::Frame(_) => "check that the other agent runs and that UDP reaches it, then try again",
+            Self::Link(_) | Self::Frame(_) => {
+                "check that the other agent runs and that UDP reaches it, then try again"
+            }
             Self::Network(_) => "check [network] of the destination's configuration, then try again",
             Self::Stopping => "start it again when the agent is back",
             _ => "mend the cause, then try again; the agent's log has the details",

@@ -36,7 +36,9 @@ impl Cancel {
     }
 
     fn error(&self) -> MigrationError {
-        MigrationError::Cancelled { why: self.why.get().cloned().unwrap_or_else(|| "no reason given".to_owned()) }
+        MigrationError::Cancelled {
+            why: self.why.get().cloned().unwrap_or_else(|| "no reason given".to_owned()),
+        }
     }
 }
 

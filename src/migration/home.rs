@@ -96,7 +96,8 @@ impl Home {
         std::fs::create_dir_all(above).map_err(MigrationError::io("create", above))?;
         std::fs::create_dir(&self.root).map_err(MigrationError::io("create", &self.root))?;
         let private = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
-        std::fs::set_permissions(&self.root, private).map_err(MigrationError::io("set the mode of", &self.root))?;
+        std::fs::set_permissions(&self.root, private)
+            .map_err(MigrationError::io("set the mode of", &self.root))?;
         for path in [self.rootfs(), self.upper(), self.work(), self.root.join("volumes")] {
             std::fs::create_dir_all(&path).map_err(MigrationError::io("create", &path))?;
         }

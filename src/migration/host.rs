@@ -78,7 +78,9 @@ impl Settings {
                 none if none.is_empty() => "no peers are configured".to_owned(),
                 known => format!("configured peers: {known}"),
             },
-            remedy: format!("add [peers.{name}] with its address to the agent's configuration and restart the agent"),
+            remedy: format!(
+                "add [peers.{name}] with its address to the agent's configuration and restart the agent"
+            ),
         })
     }
 }

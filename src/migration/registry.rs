@@ -102,7 +102,9 @@ impl Registry {
         });
         leaving
             .filter(|(progress, _)| {
-                which.is_empty() || progress.container().as_str() == which || progress.migration().as_str() == which
+                which.is_empty()
+                    || progress.container().as_str() == which
+                    || progress.migration().as_str() == which
             })
             .collect()
     }

@@ -67,8 +67,13 @@ impl MountPolicy {
             "copy" => Ok(Self::Copy),
             "refuse" => Ok(Self::Refuse),
             "map" if map_to.starts_with('/') => Ok(Self::Map(map_to.into())),
-            "map" => Err(bad(format!("a mount is mapped to {map_to:?}"), "give an absolute path at the destination")),
-            other => Err(bad(format!("{other:?} is not a mount policy"), "use shared, copy, map:/PATH or refuse")),
+            "map" => Err(bad(
+                format!("a mount is mapped to {map_to:?}"),
+                "give an absolute path at the destination",
+            )),
+            other => {
+                Err(bad(format!("{other:?} is not a mount policy"), "use shared, copy, map:/PATH or refuse"))
+            }
         }
     }
 }

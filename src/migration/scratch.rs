@@ -115,7 +115,8 @@ mod tests {
             .criu_environment(Path::new("/bin/true"), TcpPolicy::Keep, Path::new("/run/x.sock"), "secret")
             .unwrap();
         assert!(Path::new(&environment[0].1).exists());
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&scratch.root).unwrap().permissions());
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&scratch.root).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700);
         drop(scratch);
         assert_eq!(std::fs::read_dir(folder(dir.path())).unwrap().count(), 0);

@@ -125,14 +125,18 @@ impl Session {
             loop {
                 match self.next().await {
                     Ok(_) => {}
-                    Err(reason @ (MigrationError::Peer { .. } | MigrationError::Refused { .. })) => return Some(reason),
+                    Err(reason @ (MigrationError::Peer { .. } | MigrationError::Refused { .. })) => {
+                        return Some(reason);
+                    }
                     Err(_) => return None,
                 }
             }
         };
         match error {
             error if !error.may_follow_from_the_peer() => error,
-            error => tokio::time::timeout(Duration::from_millis(700), said).await.ok().flatten().unwrap_or(error),
+            error => {
+                tokio::time::timeout(Duration::from_millis(700), said).await.ok().flatten().unwrap_or(error)
+            }
         }
     }
 }

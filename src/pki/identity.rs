@@ -72,8 +72,11 @@ fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
 }
 
 fn check_key_file(path: &Path) -> Result<(), PkiError> {
-    let meta = std::fs::metadata(path)
-        .map_err(|source| PkiError::Io { doing: "look at", path: path.to_owned(), source })?;
+    let meta = std::fs::metadata(path).map_err(|source| PkiError::Io {
+        doing: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
     if meta.mode() & 0o077 != 0 {
         return Err(PkiError::KeyMode { path: path.to_owned(), mode: meta.mode() & 0o7777 });
     }
@@ -101,7 +104,8 @@ impl Identity {
             }
         };
         let chain = certs(&files.cert, &pem.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&pem.key).map_err(|e| malformed(&files.key, e.to_string()))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(&pem.key).map_err(|e| malformed(&files.key, e.to_string()))?;
         let mut roots = RootCertStore::empty();
         for cert in certs(&files.ca, &pem.ca)? {
             roots.add(cert)?;
@@ -197,7 +201,8 @@ mod tests {
         let files = TlsFiles { ca: dir.path().join("ca.crt"), cert: issued.cert, key: issued.key.clone() };
         assert_eq!(Identity::load(&files).unwrap().name().unwrap(), PeerIdentity::Host(host));
         let operator = issue_operator(dir.path(), "ann", Validity::default(), false).unwrap();
-        let ann = Identity::load(&TlsFiles { ca: files.ca.clone(), cert: operator.cert, key: operator.key }).unwrap();
+        let ann = Identity::load(&TlsFiles { ca: files.ca.clone(), cert: operator.cert, key: operator.key })
+            .unwrap();
         assert_eq!(ann.name().unwrap(), PeerIdentity::Operator("ann".to_owned()));
         let fake = "x.operator.decamp".try_into().unwrap();
         assert!(issue_host(dir.path(), &fake, &[], Validity::default(), false).is_err());

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 
 use super::{OPERATOR_SUFFIX, PkiError};
@@ -45,7 +45,8 @@ fn write(path: &Path, text: &str, mode: u32, force: bool) -> Result<(), PkiError
     }
     let next = path.with_extension("new");
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&next).map_err(io("write", &next))?;
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(mode).open(&next).map_err(io("write", &next))?;
     file.set_permissions(std::fs::Permissions::from_mode(mode)).map_err(io("set the mode of", &next))?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io("write", &next))?;
     std::fs::rename(&next, path).map_err(io("put in place", path))
@@ -69,7 +70,8 @@ fn params(common_name: &str, validity: Validity) -> Result<CertificateParams, Pk
 /// One exists already and `force` is not given; the file system's.
 pub fn init(dir: &Path, validity: Validity, force: bool) -> Result<Issued, PkiError> {
     std::fs::create_dir_all(dir).map_err(io("create", dir))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(io("set the mode of", dir))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .map_err(io("set the mode of", dir))?;
     let issued = Issued { cert: dir.join("ca.crt"), key: dir.join("ca.key") };
     let mut params = params("decamp CA", validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -95,7 +97,8 @@ fn issue(
     };
     let ca_key = KeyPair::from_pem(&read("ca.key")?)?;
     let issuer = Issuer::from_ca_cert_pem(&read("ca.crt")?, ca_key)?;
-    let issued = Issued { cert: dir.join(format!("{file_name}.crt")), key: dir.join(format!("{file_name}.key")) };
+    let issued =
+        Issued { cert: dir.join(format!("{file_name}.crt")), key: dir.join(format!("{file_name}.key")) };
     let mut params = params(file_name, validity)?;
     params.subject_alt_names = sans;
     params.extended_key_usages = usages;
@@ -141,7 +144,10 @@ pub fn issue_host(
 /// As [`issue_host`].
 pub fn issue_operator(dir: &Path, name: &str, validity: Validity, force: bool) -> Result<Issued, PkiError> {
     if name.contains('.') {
-        return Err(PkiError::Name { name: name.to_owned(), why: "an operator's name has no dots".to_owned() });
+        return Err(PkiError::Name {
+            name: name.to_owned(),
+            why: "an operator's name has no dots".to_owned(),
+        });
     }
     let sans = vec![dns(&format!("{name}{OPERATOR_SUFFIX}"))?];
     issue(dir, &format!("{name}.operator"), sans, vec![ExtendedKeyUsagePurpose::ClientAuth], validity, force)

@@ -7,7 +7,9 @@
 mod identity;
 mod issue;
 
-pub use identity::{Identity, PeerIdentity, TlsFiles, client_config, crypto_provider, peer_identity, server_config};
+pub use identity::{
+    Identity, PeerIdentity, TlsFiles, client_config, crypto_provider, peer_identity, server_config,
+};
 pub use issue::{Issued, Validity, init, issue_host, issue_operator};
 
 use std::path::PathBuf;
@@ -30,7 +32,9 @@ pub enum PkiError {
         source: std::io::Error,
     },
     /// Nothing is overwritten by accident.
-    #[error("{path} exists already; use --force to replace it (certificates issued with the old one stop working)")]
+    #[error(
+        "{path} exists already; use --force to replace it (certificates issued with the old one stop working)"
+    )]
     Exists {
         /// Which.
         path: PathBuf,

@@ -58,7 +58,10 @@ pub struct LinkStats {
 
 fn transport(settings: Transport) -> Result<quinn::TransportConfig, QuicError> {
     let mut config = quinn::TransportConfig::default();
-    let idle = settings.idle_timeout.try_into().map_err(|_| QuicError::Tls("the idle timeout is too long".to_owned()))?;
+    let idle = settings
+        .idle_timeout
+        .try_into()
+        .map_err(|_| QuicError::Tls("the idle timeout is too long".to_owned()))?;
     config.max_idle_timeout(Some(idle));
     config.keep_alive_interval(Some(settings.idle_timeout / 4));
     config.stream_receive_window(STREAM_WINDOW.into());
@@ -135,12 +138,15 @@ impl Endpoint {
     /// Closes every connection and waits until the peers know.
     pub async fn close(&self) {
         self.endpoint.close(close::STOPPING.into(), b"agent stops");
-        let _peers_that_do_not_answer = tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
+        let _peers_that_do_not_answer =
+            tokio::time::timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
     }
 }
 
 fn name_of(connection: &quinn::Connection) -> Result<PeerIdentity, QuicError> {
-    let shown = connection.peer_identity().and_then(|any| any.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>().ok());
+    let shown = connection
+        .peer_identity()
+        .and_then(|any| any.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>().ok());
     let chain = shown.ok_or_else(|| QuicError::Tls("the peer showed no certificate".to_owned()))?;
     let first = chain.first().map(AsRef::as_ref).unwrap_or_default();
     Ok(pki::peer_identity(first)?)

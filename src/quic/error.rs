@@ -58,7 +58,8 @@ pub(super) fn explain(error: &quinn::ConnectionError) -> String {
     use quinn::ConnectionError as E;
     match error {
         E::TimedOut => {
-            "no answer; check that the agent runs there, that the address is right, and that UDP passes".to_owned()
+            "no answer; check that the agent runs there, that the address is right, and that UDP passes"
+                .to_owned()
         }
         E::ApplicationClosed(closed) => close::meaning(closed.error_code.into_inner()).to_owned(),
         E::TransportError(error) => tls_words(&error.reason, &error.to_string()),
@@ -75,7 +76,10 @@ pub(super) fn explain(error: &quinn::ConnectionError) -> String {
 
 fn tls_words(reason: &str, whole: &str) -> String {
     let known = [
-        ("UnknownIssuer", "its certificate is of another CA: issue both hosts' certificates with the same one"),
+        (
+            "UnknownIssuer",
+            "its certificate is of another CA: issue both hosts' certificates with the same one",
+        ),
         ("unknown certificate authority", "our certificate is of another CA in its eyes"),
         ("UnknownCA", "our certificate is of another CA in its eyes"),
         ("NotValidForName", "its certificate is for another host: check the address in [peers]"),

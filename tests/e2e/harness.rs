@@ -28,11 +28,22 @@ pub(crate) fn id(name: &str) -> ContainerId {
 pub(crate) fn redis(cluster: &Cluster, host: &str, name: &str, last_octet: u8) -> ContainerSpec {
     let spec = ContainerSpec::redis(id(name), [10, 77, 0, last_octet].into());
     cluster.lab.run_container(host, &spec).unwrap();
+    let client = cluster.lab.client().unwrap();
+    let ping = format!(
+        "for i in $(seq 100); do redis-cli -h 10.77.0.{last_octet} ping && exit; sleep 0.1; done; exit 1"
+    );
+    client.shell(&ping).unwrap();
     spec
 }
 
 /// `decamp migrate`; returns exit code and everything it printed.
-pub(crate) fn migrate(cluster: &Cluster, from: &str, container: &str, to: &str, more: &[&str]) -> (i32, String) {
+pub(crate) fn migrate(
+    cluster: &Cluster,
+    from: &str,
+    container: &str,
+    to: &str,
+    more: &[&str],
+) -> (i32, String) {
     let mut args = vec!["migrate", container, "--to", to];
     args.extend(more);
     let output = cluster.decamp(from, &args, MIGRATION).unwrap();
@@ -40,7 +51,13 @@ pub(crate) fn migrate(cluster: &Cluster, from: &str, container: &str, to: &str, 
 }
 
 /// Migrates and insists that it succeeds.
-pub(crate) fn must_migrate(cluster: &Cluster, from: &str, container: &str, to: &str, more: &[&str]) -> String {
+pub(crate) fn must_migrate(
+    cluster: &Cluster,
+    from: &str,
+    container: &str,
+    to: &str,
+    more: &[&str],
+) -> String {
     let (code, text) = migrate(cluster, from, container, to, more);
     if code != 0 {
         let logs = format!("--- {from}\n{}\n--- {to}\n{}", cluster.agent_log(from), cluster.agent_log(to));

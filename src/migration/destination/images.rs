@@ -21,7 +21,10 @@ fn good_name(name: &str) -> bool {
 }
 
 /// Receives files until the stream ends; returns how many.
-pub(super) async fn receive<S: AsyncRead + Unpin>(stream: &mut S, folder: &Path) -> Result<u32, MigrationError> {
+pub(super) async fn receive<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    folder: &Path,
+) -> Result<u32, MigrationError> {
     let mut files = 0;
     loop {
         let header: ImageFile = match read_message(stream).await {
@@ -90,7 +93,10 @@ mod tests {
         assert_eq!(send("core-1.img", b"abc", b"abc").await.unwrap(), 1);
         assert!(send("core-1.img", b"abc", b"abd").await.unwrap_err().to_string().contains("damaged"));
         for name in ["../x", "a/b", ".x", "", "pages-1.img", "pagemap-1.img", "x\0"] {
-            assert!(send(name, b"abc", b"abc").await.unwrap_err().to_string().contains("name of an image"), "{name}");
+            assert!(
+                send(name, b"abc", b"abc").await.unwrap_err().to_string().contains("name of an image"),
+                "{name}"
+            );
         }
     }
 }

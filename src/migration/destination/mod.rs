@@ -29,8 +29,8 @@ use crate::model::{ContainerId, Epoch, MigrationId, limits};
 use crate::protocol::frame::{FrameError, read_message, write_message};
 use crate::quic::{Link, Stream};
 use crate::rpc::v1::{
-    Accept, HistoryEntry, Offer, Pong, Query, QueryAnswer, Refuse, Refused, StreamHello, control_frame::Body, query_answer,
-    stream_hello::Role,
+    Accept, HistoryEntry, Offer, Pong, Query, QueryAnswer, Refuse, Refused, StreamHello, control_frame::Body,
+    query_answer, stream_hello::Role,
 };
 use receive::Incoming;
 
@@ -60,7 +60,10 @@ pub async fn serve(host: Arc<Host>, registry: Arc<Registry>, link: Link) {
     let served = match hello.role() {
         Role::Control => converse(host, registry, &link, stream).await,
         Role::Query => answer_query(&host, &registry, stream, &link).await,
-        _ => Err(MigrationError::Protocol { host: peer.to_string(), what: "began with a data stream".to_owned() }),
+        _ => Err(MigrationError::Protocol {
+            host: peer.to_string(),
+            what: "began with a data stream".to_owned(),
+        }),
     };
     if let Err(error) = served {
         tracing::warn!(%peer, error = super::error::chain(&error), "a migration towards this host failed");
@@ -168,7 +171,11 @@ impl Arrival {
         Err(error)
     }
 
-    async fn arrive(&mut self, link: &Link, arriving: &mut Option<restore::Arriving>) -> Result<(), MigrationError> {
+    async fn arrive(
+        &mut self,
+        link: &Link,
+        arriving: &mut Option<restore::Arriving>,
+    ) -> Result<(), MigrationError> {
         let arriving =
             arriving.insert(restore::prepare(&self.host, &mut self.record, &self.offer, &self.plan).await?);
         self.session.send(Body::Accept(self.accept())).await?;
@@ -202,7 +209,10 @@ impl Arrival {
     }
 
     /// Control frames and data streams until the source asks for the restore.
-    async fn receive(&mut self, incoming: &mut Incoming) -> Result<crate::rpc::v1::RestoreRequest, MigrationError> {
+    async fn receive(
+        &mut self,
+        incoming: &mut Incoming,
+    ) -> Result<crate::rpc::v1::RestoreRequest, MigrationError> {
         loop {
             let body = tokio::select! {
                 body = self.session.next() => body?,
@@ -305,7 +315,9 @@ async fn answer_query(
         return Err(bad(format!("asks about a migration of {}", record.peer)));
     }
     let (state, resumed_us, message) = match known {
-        Some(record) if record.stage == Stage::Running => (query_answer::State::Running, record.resumed_us, String::new()),
+        Some(record) if record.stage == Stage::Running => {
+            (query_answer::State::Running, record.resumed_us, String::new())
+        }
         Some(record) if record.stage == Stage::Committed => {
             (query_answer::State::Committed, 0, "committed, not running yet".to_owned())
         }
@@ -338,9 +350,8 @@ async fn fence(
     let unknown = || -> Result<Record, MigrationError> {
         Ok(Record {
             migration: migration.clone(),
-            container: "unknown".try_into().map_err(|error: crate::model::id::BadName| MigrationError::Protocol {
-                host: link.peer().to_string(),
-                what: error.to_string(),
+            container: "unknown".try_into().map_err(|error: crate::model::id::BadName| {
+                MigrationError::Protocol { host: link.peer().to_string(), what: error.to_string() }
             })?,
             peer: link.peer().clone(),
             peer_address: None,

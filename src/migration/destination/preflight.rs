@@ -9,7 +9,9 @@ use super::super::request::MountPolicy;
 use crate::criu::TcpPolicy;
 use crate::model::{ContainerId, Digest, PAGE_SIZE, limits};
 use crate::network;
-use crate::rpc::v1::{HostFacts, MountDescriptor, NetworkDescriptor, Offer, Reason, network_descriptor, rootfs_descriptor};
+use crate::rpc::v1::{
+    HostFacts, MountDescriptor, NetworkDescriptor, Offer, Reason, network_descriptor, rootfs_descriptor,
+};
 use crate::runtime::{Bundle, Container, OverlayMount};
 
 /// CRIU's images beside pages, and what the page tables of the restored tasks take.
@@ -51,7 +53,12 @@ pub(super) async fn check(
     let bundle = match Bundle::parse(&offer.config_json, PathBuf::from("config.json of the offer")) {
         Ok(bundle) if offer.config_json.len() <= limits::CONFIG_JSON_MAX => Some(bundle),
         Ok(_) => {
-            reasons.push(reason("config", "config.json is too large".to_owned(), String::new(), String::new()));
+            reasons.push(reason(
+                "config",
+                "config.json is too large".to_owned(),
+                String::new(),
+                String::new(),
+            ));
             None
         }
         Err(error) => {
@@ -104,7 +111,12 @@ pub(super) async fn check(
 
 fn host_reasons(host: &Host, theirs: Option<&HostFacts>) -> Vec<Reason> {
     let Some(theirs) = theirs else {
-        return vec![reason("protocol", "the offer says nothing about its host".to_owned(), String::new(), String::new())];
+        return vec![reason(
+            "protocol",
+            "the offer says nothing about its host".to_owned(),
+            String::new(),
+            String::new(),
+        )];
     };
     let ours = &host.facts;
     let mut reasons = Vec::new();
@@ -114,7 +126,13 @@ fn host_reasons(host: &Host, theirs: Option<&HostFacts>) -> Vec<Reason> {
             reasons.push(reason(code, format!("the hosts differ in {what}"), evidence, remedy.to_owned()));
         }
     };
-    differ("arch", "architecture", ours.arch.clone(), theirs.arch.clone(), "move it to a host of the same kind");
+    differ(
+        "arch",
+        "architecture",
+        ours.arch.clone(),
+        theirs.arch.clone(),
+        "move it to a host of the same kind",
+    );
     let page = |facts: &HostFacts| facts.page_size.to_string();
     differ("page-size", "page size", page(ours), page(theirs), "move it to a host with the same page size");
     let series = |version: &str| version.split('.').take(2).collect::<Vec<_>>().join(".");
@@ -177,7 +195,12 @@ fn resource_reasons(host: &Host, offer: &Offer) -> (u64, Vec<Reason>) {
         reasons.push(reason(
             "disk",
             format!("{} has not enough room for the container's files", host.id),
-            format!("{} MiB are needed, {} MiB are free below {}", mib(offer.disk_bytes), mib(disk), host.state_dir.display()),
+            format!(
+                "{} MiB are needed, {} MiB are free below {}",
+                mib(offer.disk_bytes),
+                mib(disk),
+                host.state_dir.display()
+            ),
             "free room there, or choose another host".to_owned(),
         ));
     }
@@ -188,7 +211,12 @@ fn resource_reasons(host: &Host, offer: &Offer) -> (u64, Vec<Reason>) {
 
 async fn rootfs(host: &Host, offer: &Offer) -> Result<Option<OverlayMount>, Vec<Reason>> {
     let Some(rootfs) = &offer.rootfs else {
-        return Err(vec![reason("rootfs", "the offer has no root file system".to_owned(), String::new(), String::new())]);
+        return Err(vec![reason(
+            "rootfs",
+            "the offer has no root file system".to_owned(),
+            String::new(),
+            String::new(),
+        )]);
     };
     match rootfs.kind() {
         rootfs_descriptor::Kind::Tree => return Ok(None),
@@ -234,7 +262,8 @@ async fn layer_digest(host: &Host, path: &Path) -> Result<Digest, String> {
 
 /// Is a path that a peer named, taken literally and with every link resolved, below a folder that the operator allowed?
 fn allowed(path: &Path, below: &[PathBuf], empty_allows: bool) -> bool {
-    let plain = path.is_absolute() && !path.components().any(|part| matches!(part, std::path::Component::ParentDir));
+    let plain =
+        path.is_absolute() && !path.components().any(|part| matches!(part, std::path::Component::ParentDir));
     if !plain {
         return false;
     }
@@ -242,7 +271,10 @@ fn allowed(path: &Path, below: &[PathBuf], empty_allows: bool) -> bool {
         return empty_allows;
     }
     let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    below.iter().any(|folder| path.starts_with(folder) && resolved.starts_with(folder.canonicalize().unwrap_or_else(|_| folder.clone())))
+    below.iter().any(|folder| {
+        path.starts_with(folder)
+            && resolved.starts_with(folder.canonicalize().unwrap_or_else(|_| folder.clone()))
+    })
 }
 
 fn mount_list_reasons(bundle: &Bundle, mounts: &[MountDescriptor]) -> Vec<Reason> {
@@ -279,8 +311,14 @@ fn mount_source(host: &Host, mount: &MountDescriptor) -> Result<Option<PathBuf>,
         return Err(reason(
             "mount-not-allowed",
             format!("{} may not be mounted into arriving containers", path.display()),
-            format!("the bind mount at {}, policy {}; [files] allow_sources does not name it", mount.destination, mount.policy),
-            format!("add a folder above it to allow_sources on {}, or use --mount {}=copy", host.id, mount.destination),
+            format!(
+                "the bind mount at {}, policy {}; [files] allow_sources does not name it",
+                mount.destination, mount.policy
+            ),
+            format!(
+                "add a folder above it to allow_sources on {}, or use --mount {}=copy",
+                host.id, mount.destination
+            ),
         ));
     }
     match std::fs::metadata(&path) {

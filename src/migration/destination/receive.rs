@@ -14,12 +14,12 @@ use super::preflight::Plan;
 use super::restore::Arriving;
 use crate::files::TreeSink;
 use crate::journal::Record;
+use crate::model::layout::{LayoutRun, ObjectLayout};
 use crate::model::limits::{LAYOUT_PART_RUNS_MAX, OBJECTS_MAX};
 use crate::model::{Digest, MigrationId, ObjectId};
 use crate::protocol::frame::read_message;
 use crate::quic::{Link, Stream};
 use crate::rpc::v1::{FilesHello, LayoutPart, RestoreRequest, StreamHello, stream_hello::Role};
-use crate::model::layout::{LayoutRun, ObjectLayout};
 use crate::store::{PageStore, RetainedPages, serve_page_stream};
 
 /// Runs of all layouts together; 100 million pages in single-page runs.
@@ -107,7 +107,11 @@ impl Incoming {
     pub(super) async fn sync(&self) {
         for (tree, sink) in &self.shared.sinks {
             if let Err(error) = sink.lock().await.sync().await {
-                tracing::error!(tree, error = super::super::chain(&error), "arrived files may not survive a crash of this host yet");
+                tracing::error!(
+                    tree,
+                    error = super::super::chain(&error),
+                    "arrived files may not survive a crash of this host yet"
+                );
             }
         }
     }
@@ -117,7 +121,8 @@ impl Incoming {
         let object = ObjectId::from_wire(part.object_type, part.object_id)
             .ok_or_else(|| self.broke(format!("object type {}", part.object_type)))?;
         self.runs += part.runs.len();
-        if part.runs.len() > LAYOUT_PART_RUNS_MAX || self.runs > RUNS_MAX || self.layouts.len() > OBJECTS_MAX {
+        if part.runs.len() > LAYOUT_PART_RUNS_MAX || self.runs > RUNS_MAX || self.layouts.len() > OBJECTS_MAX
+        {
             return Err(self.broke("a layout is too large"));
         }
         if self.done.contains(&object) {
@@ -142,15 +147,23 @@ impl Incoming {
     }
 
     /// Everything that was announced is here; the layouts are handed out.
-    pub(super) async fn complete(&mut self, request: &RestoreRequest) -> Result<Vec<ObjectLayout>, MigrationError> {
+    pub(super) async fn complete(
+        &mut self,
+        request: &RestoreRequest,
+    ) -> Result<Vec<ObjectLayout>, MigrationError> {
         let (layouts, done) = (self.layouts.len(), self.done.len());
         if layouts != request.objects as usize || done != layouts {
-            return Err(self.broke(format!("{done} of {layouts} layouts are whole, {} were announced", request.objects)));
+            return Err(self.broke(format!(
+                "{done} of {layouts} layouts are whole, {} were announced",
+                request.objects
+            )));
         }
-        let wanted = Arrived { trees: self.shared.sinks.keys().copied().collect(), image_files: request.image_files };
+        let wanted =
+            Arrived { trees: self.shared.sinks.keys().copied().collect(), image_files: request.image_files };
         let mut arrived = self.shared.arrived.subscribe();
         let all = arrived.wait_for(|arrived| {
-            arrived.image_files >= wanted.image_files && wanted.trees.iter().all(|tree| arrived.trees.contains(tree))
+            arrived.image_files >= wanted.image_files
+                && wanted.trees.iter().all(|tree| arrived.trees.contains(tree))
         });
         let all = tokio::select! {
             all = tokio::time::timeout(LAST_STREAMS_WITHIN, all) => all.map(|arrived| arrived.is_ok()),
@@ -204,7 +217,10 @@ async fn serve(mut stream: Stream, shared: Arc<Shared>) -> Result<(), MigrationE
         }
         Role::Files => {
             let files: FilesHello = read_message(&mut stream).await?;
-            let sink = shared.sinks.get(&files.tree).ok_or_else(|| broke("sent a file tree that was not offered"))?;
+            let sink = shared
+                .sinks
+                .get(&files.tree)
+                .ok_or_else(|| broke("sent a file tree that was not offered"))?;
             sink.lock().await.receive_round(&mut stream, files).await?;
             if files.last {
                 shared.arrived.send_modify(|arrived| arrived.trees.push(files.tree));

@@ -17,10 +17,10 @@ use crate::criu::{TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::journal::{Record, Stage};
 use crate::model::ContainerId;
+use crate::model::layout::ObjectLayout;
 use crate::network::{self, Prepared};
 use crate::rpc::v1::{Offer, Ready, Running, Timing};
 use crate::runtime::{Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, mount_overlay};
-use crate::model::layout::ObjectLayout;
 use crate::store::assemble::{AssembleStats, assemble};
 use crate::store::{PageStore, StoreError};
 
@@ -117,7 +117,8 @@ impl Arriving {
         for mount in &plan.copied {
             bind_sources.insert(mount.destination.clone(), self.home.volume(mount.index));
         }
-        let network_namespace = self.network.as_ref().map(|prepared| Path::new("/run/netns").join(prepared.name()));
+        let network_namespace =
+            self.network.as_ref().map(|prepared| Path::new("/run/netns").join(prepared.name()));
         let bundle: Bundle = plan.bundle.clone().rewrite(&Rewrite { bind_sources, network_namespace })?;
         let path = self.home.bundle().join("config.json");
         std::fs::write(&path, bundle.to_bytes()?).map_err(MigrationError::io("write", &path))
@@ -133,7 +134,8 @@ impl Arriving {
         layouts: Vec<ObjectLayout>,
     ) -> Result<Ready, MigrationError> {
         let began = Instant::now();
-        let assembled = assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
+        let assembled =
+            assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
         let mut timings = vec![timing("assemble", began)];
         let began = Instant::now();
         self.write_bundle(plan)?;
@@ -149,8 +151,10 @@ impl Arriving {
             environment: &environment,
         })?;
         let restoring = self.restoring.insert(Restoring { run, waiter, hold: None });
-        let held = tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostRestore, &self.scratch)).await;
-        let call = held.map_err(|_| MigrationError::Deadline { what: "the restore", after: RESTORE_WITHIN })??;
+        let held =
+            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostRestore, &self.scratch)).await;
+        let call =
+            held.map_err(|_| MigrationError::Deadline { what: "the restore", after: RESTORE_WITHIN })??;
         restoring.hold = Some(call);
         timings.push(timing("restore", began));
         Ok(Ready { epoch: record.epoch.0, timings, pages_verified: assembled.pages_verified })
@@ -166,7 +170,11 @@ impl Arriving {
     }
 
     /// The decision, then the release. An error means that no task of the container ran.
-    pub(super) async fn commit(&mut self, host: &Host, record: &mut Record) -> Result<Running, MigrationError> {
+    pub(super) async fn commit(
+        &mut self,
+        host: &Host,
+        record: &mut Record,
+    ) -> Result<Running, MigrationError> {
         let began = Instant::now();
         record.stage = Stage::Committed;
         host.journal.put(record).await?;
@@ -180,8 +188,10 @@ impl Arriving {
         let restoring = self.restoring.as_mut().ok_or(crate::hook::HookError::Never)?;
         let hold = restoring.hold.take().ok_or(crate::hook::HookError::Never)?;
         hold.answer(Verdict::Proceed)?;
-        let resumed = tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostResume, &self.scratch)).await;
-        let resumed = resumed.unwrap_or(Err(MigrationError::Deadline { what: "the resume", after: RESTORE_WITHIN }));
+        let resumed =
+            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostResume, &self.scratch)).await;
+        let resumed =
+            resumed.unwrap_or(Err(MigrationError::Deadline { what: "the resume", after: RESTORE_WITHIN }));
         let resumed_us = match resumed {
             Ok(call) => {
                 let resumed_us = unix_us();
@@ -209,8 +219,12 @@ impl Arriving {
         if let Some(mut restoring) = self.restoring.take() {
             match tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(container = %record.container, %error, "the runtime complained after the restore"),
-                Err(_) => tracing::warn!(container = %record.container, "the runtime does not end after the restore"),
+                Ok(Err(error)) => {
+                    tracing::warn!(container = %record.container, %error, "the runtime complained after the restore")
+                }
+                Err(_) => {
+                    tracing::warn!(container = %record.container, "the runtime does not end after the restore")
+                }
             }
         }
         if let Err(error) = self.home.forget_retained() {

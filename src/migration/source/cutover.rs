@@ -22,8 +22,8 @@ use crate::journal::Stage;
 use crate::model::layout::ObjectLayout;
 use crate::network;
 use crate::rpc::v1::{
-    Commit, DowntimePart, LayoutPart, PagemapRun, Phase, Ready, RestoreRequest, RoundStats, Summary, control_frame::Body,
-    event::Body as EventBody,
+    Commit, DowntimePart, LayoutPart, PagemapRun, Phase, Ready, RestoreRequest, RoundStats, Summary,
+    control_frame::Body, event::Body as EventBody,
 };
 use crate::runtime::{Checkpoint, RuntimeRun};
 
@@ -187,11 +187,20 @@ impl Source {
         restore_slices(&mut times, &ready, &there);
         self.pages_verified = ready.pages_verified;
         if ready.epoch != self.record.epoch.0 {
-            return Err(MigrationError::Protocol { host: there, what: format!("voted for epoch {}", ready.epoch) });
+            return Err(MigrationError::Protocol {
+                host: there,
+                what: format!("voted for epoch {}", ready.epoch),
+            });
         }
         self.progress.emit(EventBody::MemoryRound(final_round));
         // From here a dying CRIU must not resume the tasks behind our back.
-        guard.within("freezing the container", FREEZE_WITHIN, self.inspection.container.freezer.freeze(FREEZE_WITHIN)).await?;
+        guard
+            .within(
+                "freezing the container",
+                FREEZE_WITHIN,
+                self.inspection.container.freezer.freeze(FREEZE_WITHIN),
+            )
+            .await?;
         if let Some(capture) = &self.inspection.capture {
             guard.within("taking the network down", FREEZE_WITHIN, network::isolate(capture)).await?;
         }
@@ -274,7 +283,9 @@ impl Source {
             Decision::Unknown(why) => {
                 // The agent is stopping. The hook's process fails with us, and the freezer keeps the tasks where they are.
                 drop(dump.hold.take());
-                Err(MigrationError::Cancelled { why: format!("in doubt, to be resolved at the next start: {why}") })
+                Err(MigrationError::Cancelled {
+                    why: format!("in doubt, to be resolved at the next start: {why}"),
+                })
             }
         }
     }
@@ -302,7 +313,9 @@ impl Source {
         let refuse_late_hooks = async {
             while let Ok(call) = dump.waiter.next().await {
                 let verdict = match call.action {
-                    Action::PostDump | Action::PreDump => Verdict::Refuse("the migration was stopped".to_owned()),
+                    Action::PostDump | Action::PreDump => {
+                        Verdict::Refuse("the migration was stopped".to_owned())
+                    }
                     _ => Verdict::Proceed,
                 };
                 if call.answer(verdict).is_err() {

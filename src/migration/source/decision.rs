@@ -11,7 +11,9 @@ use super::Source;
 use super::negotiate::open;
 use crate::journal::Record;
 use crate::protocol::frame::{FrameError, read_message, write_message};
-use crate::rpc::v1::{Phase, Query, QueryAnswer, Running, control_frame::Body, query_answer, stream_hello::Role};
+use crate::rpc::v1::{
+    Phase, Query, QueryAnswer, Running, control_frame::Body, query_answer, stream_hello::Role,
+};
 
 /// Between two questions.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -103,10 +105,10 @@ pub async fn resolve(host: &Host, record: &Record, stop: &Cancel) -> Decision {
 }
 
 async fn ask(host: &Host, record: &Record) -> Result<QueryAnswer, MigrationError> {
-    let (_, address) = host.settings.peer(record.peer.as_str()).map_err(|reason| MigrationError::Refused {
-        by: host.id.to_string(),
-        reasons: vec![reason],
-    })?;
+    let (_, address) = host
+        .settings
+        .peer(record.peer.as_str())
+        .map_err(|reason| MigrationError::Refused { by: host.id.to_string(), reasons: vec![reason] })?;
     let link = host.endpoint.connect(address, &record.peer).await?;
     let mut stream = open(&link, Role::Query, &record.migration).await?;
     let query = Query { migration_id: record.migration.to_string(), epoch: record.epoch.0 };

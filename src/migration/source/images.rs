@@ -45,7 +45,10 @@ impl Source {
         if names.len() > IMAGE_FILES_MAX as usize {
             return Err(MigrationError::Protocol {
                 host: self.host.id.to_string(),
-                what: format!("CRIU wrote {} image files, at most {IMAGE_FILES_MAX} are carried", names.len()),
+                what: format!(
+                    "CRIU wrote {} image files, at most {IMAGE_FILES_MAX} are carried",
+                    names.len()
+                ),
             });
         }
         let mut stream = open(&self.link, Role::Images, &self.record.migration).await?;

@@ -9,7 +9,8 @@ use crate::criu::TcpPolicy;
 use crate::files::{TreeKind, TreeSource, tree_bytes};
 use crate::network::{self, Capture};
 use crate::rpc::v1::{
-    LayerDescriptor, MountDescriptor, NetworkDescriptor, Reason, RootfsDescriptor, network_descriptor, rootfs_descriptor,
+    LayerDescriptor, MountDescriptor, NetworkDescriptor, Reason, RootfsDescriptor, network_descriptor,
+    rootfs_descriptor,
 };
 use crate::runtime::{BindMount, Bundle, Container, Status, overlay_at};
 
@@ -115,7 +116,8 @@ fn state_reasons(container: &Container, bundle: &Bundle) -> Vec<Reason> {
     if !stopped.is_empty() {
         reasons.push(reason(
             "task-stopped",
-            "a process of the container is stopped by a signal or traced; a dump would wait for it for ever".to_owned(),
+            "a process of the container is stopped by a signal or traced; a dump would wait for it for ever"
+                .to_owned(),
             format!("pids {}", stopped.join(", ")),
             "continue it (kill -CONT) or detach the debugger",
         ));
@@ -132,7 +134,8 @@ fn connection_reasons(container: &Container, tcp: TcpPolicy) -> Vec<Reason> {
     let established = |entries: Vec<procfs::net::TcpNetEntry>| {
         entries.into_iter().filter(|e| e.state == procfs::net::TcpState::Established).count()
     };
-    let count = established(process.tcp().unwrap_or_default()) + established(process.tcp6().unwrap_or_default());
+    let count =
+        established(process.tcp().unwrap_or_default()) + established(process.tcp6().unwrap_or_default());
     match count {
         0 => Vec::new(),
         count => vec![reason(
@@ -181,7 +184,8 @@ async fn mount(
     bind: &BindMount,
 ) -> Result<(MountDescriptor, Option<Tree>, Option<Reason>), MigrationError> {
     let policy = request.mounts.get(&bind.destination).cloned().unwrap_or(MountPolicy::Copy);
-    let meta = std::fs::metadata(&bind.source).map_err(MigrationError::io("look at the bind mount", &bind.source))?;
+    let meta = std::fs::metadata(&bind.source)
+        .map_err(MigrationError::io("look at the bind mount", &bind.source))?;
     let copied = policy == MountPolicy::Copy;
     let bytes = if copied { tree_bytes(&bind.source).await? } else { 0 };
     let descriptor = MountDescriptor {
@@ -218,7 +222,8 @@ async fn mount(
 }
 
 async fn network(bundle: &Bundle) -> Result<(NetworkDescriptor, Option<Capture>), network::NetworkError> {
-    let plain = |kind: network_descriptor::Kind| NetworkDescriptor { kind: kind.into(), ..Default::default() };
+    let plain =
+        |kind: network_descriptor::Kind| NetworkDescriptor { kind: kind.into(), ..Default::default() };
     if bundle.host_network() {
         return Ok((plain(network_descriptor::Kind::Host), None));
     }

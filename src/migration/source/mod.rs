@@ -107,10 +107,8 @@ async fn run(
         move |error| (error, phase)
     };
     progress.enter(Phase::Preflight);
-    let inspection = guard
-        .run("the preflight", inspect::inspect(host, &request))
-        .await
-        .map_err(|e| at(progress)(e))?;
+    let inspection =
+        guard.run("the preflight", inspect::inspect(host, &request)).await.map_err(|e| at(progress)(e))?;
     progress.enter(Phase::Negotiating);
     let record = Record {
         migration: progress.migration().clone(),

@@ -48,9 +48,12 @@ pub(super) async fn negotiate(
 ) -> Result<Agreed, MigrationError> {
     let connect = host.endpoint.connect(request.address, &request.to);
     let link = guard.within("connecting to the destination", CONNECT_WITHIN, connect).await?;
-    let control = guard.run("opening the control stream", open(&link, Role::Control, &record.migration)).await?;
+    let control =
+        guard.run("opening the control stream", open(&link, Role::Control, &record.migration)).await?;
     let mut session = Session::new(request.to.clone(), control);
-    guard.run("sending the offer", session.send(Body::Offer(offer(host, request, record, inspection)))).await?;
+    guard
+        .run("sending the offer", session.send(Body::Offer(offer(host, request, record, inspection))))
+        .await?;
     let accept = session.expect("Accept", |body| match body {
         Body::Accept(accept) => Ok(accept),
         other => Err(other),

@@ -47,10 +47,12 @@ impl Source {
         let network = self.inspection.capture.is_some().then(|| self.inspection.network.name.clone());
         let bundle = self.inspection.container.bundle.clone();
         let keep = disk <= self.host.settings.retain_disk;
-        let cleaned = clean_up(&self.host, &self.record, &bundle, network.as_deref(), keep.then_some(&origin)).await;
+        let cleaned =
+            clean_up(&self.host, &self.record, &bundle, network.as_deref(), keep.then_some(&origin)).await;
         if let Err(error) = cleaned {
             let text = super::super::error::chain(&error);
-            self.progress.note(format!("something of the departed container is left on {}: {text}", self.host.id));
+            self.progress
+                .note(format!("something of the departed container is left on {}: {text}", self.host.id));
         }
         let released = self.session.send(Body::Released(Released { epoch: self.record.epoch.0 }));
         if !matches!(tokio::time::timeout(Duration::from_secs(5), released).await, Ok(Ok(()))) {
@@ -89,7 +91,9 @@ impl Source {
         let mut generation = self.host.retained.begin_generation(&self.request.container);
         let keep = move || {
             let never = AtomicBool::new(false);
-            retain_departed(&processes, tracker.as_ref(), &never, |digest, page| generation.add(digest, page))?;
+            retain_departed(&processes, tracker.as_ref(), &never, |digest, page| {
+                generation.add(digest, page)
+            })?;
             generation.finish();
             Ok::<(), MemoryError>(())
         };
@@ -188,4 +192,3 @@ pub async fn undo(host: &Host, record: &Record) -> Result<(), MigrationError> {
     tracing::info!(container = %record.container, host = %host.id, "an unfinished migration was undone: the container runs here");
     Ok(())
 }
-
