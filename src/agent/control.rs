@@ -23,7 +23,7 @@ const HISTORY_MAX: usize = 10_000;
 
 /// The service; one per agent, shared by all its listeners.
 #[derive(Debug, Clone)]
-pub struct ControlService(pub(super) Arc<Agent>);
+pub(super) struct ControlService(pub(super) Arc<Agent>);
 
 type EventStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Event, Status>> + Send>>;
 

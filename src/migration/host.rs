@@ -135,9 +135,7 @@ impl Host {
     /// Room on the disk of the state folder, bytes.
     #[must_use]
     pub fn disk_available(&self) -> u64 {
-        nix::sys::statvfs::statvfs(&self.state_dir)
-            .map(|s| s.blocks_available() * s.fragment_size())
-            .unwrap_or(0)
+        nix::sys::statvfs::statvfs(&self.state_dir).map_or(0, |s| s.blocks_available() * s.fragment_size())
     }
 
     /// Promises memory to a migration; given back when the guard is dropped.

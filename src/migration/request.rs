@@ -107,6 +107,33 @@ fn bad(what: String, remedy: &str) -> Reason {
     Reason { code: "bad-option".to_owned(), what, evidence: String::new(), remedy: remedy.to_owned() }
 }
 
+fn mode(word: &str) -> Result<Mode, Reason> {
+    match word {
+        "" | "precopy" => Ok(Mode::PreCopy),
+        "cold" => Ok(Mode::Cold),
+        other => Err(bad(format!("--mode {other:?} is not a mode"), "use precopy or cold")),
+    }
+}
+
+fn not_converging(word: &str, otherwise: NotConverging) -> Result<NotConverging, Reason> {
+    match word {
+        "" => Ok(otherwise),
+        "cutover" => Ok(NotConverging::CutOver),
+        "cancel" => Ok(NotConverging::Cancel),
+        other => Err(bad(format!("--if-not-converging {other:?} is not a choice"), "use cutover or cancel")),
+    }
+}
+
+fn compression(word: &str, otherwise: Compression) -> Result<Compression, Reason> {
+    match word {
+        "" => Ok(otherwise),
+        "auto" => Ok(Compression::Auto),
+        "on" => Ok(Compression::On),
+        "off" => Ok(Compression::Off),
+        other => Err(bad(format!("--compress {other:?} is not a choice"), "use auto, on or off")),
+    }
+}
+
 impl Request {
     /// Checks everything and says everything that is wrong at once.
     ///
@@ -118,33 +145,14 @@ impl Request {
         let container = ContainerId::try_from(asked.container.as_str())
             .map_err(|e| complain(bad(e.to_string(), "see `decamp ls` for the containers of this host")));
         let to = settings.peer(&asked.to).map_err(&mut complain);
-        let mode = match asked.mode.as_str() {
-            "" | "precopy" => Ok(Mode::PreCopy),
-            "cold" => Ok(Mode::Cold),
-            other => Err(complain(bad(format!("--mode {other:?} is not a mode"), "use precopy or cold"))),
-        };
-        let if_not_converging = match asked.if_not_converging.as_str() {
-            "" => Ok(settings.if_not_converging),
-            "cutover" => Ok(NotConverging::CutOver),
-            "cancel" => Ok(NotConverging::Cancel),
-            other => Err(complain(bad(
-                format!("--if-not-converging {other:?} is not a choice"),
-                "use cutover or cancel",
-            ))),
-        };
+        let mode = mode(&asked.mode).map_err(&mut complain);
+        let if_not_converging =
+            not_converging(&asked.if_not_converging, settings.if_not_converging).map_err(&mut complain);
         let tcp = match asked.tcp.as_str() {
             "" => Ok(settings.tcp),
             word => TcpPolicy::parse(word).map_err(&mut complain),
         };
-        let compress = match asked.compress.as_str() {
-            "" => Ok(settings.compress),
-            "auto" => Ok(Compression::Auto),
-            "on" => Ok(Compression::On),
-            "off" => Ok(Compression::Off),
-            other => {
-                Err(complain(bad(format!("--compress {other:?} is not a choice"), "use auto, on or off")))
-            }
-        };
+        let compress = compression(&asked.compress, settings.compress).map_err(&mut complain);
         let mut mounts = settings.mount_policies.clone();
         for mount in &asked.mounts {
             match MountPolicy::parse(&mount.policy, &mount.map_to) {

@@ -20,7 +20,7 @@ use crate::runtime::{mount_private_tmpfs, unmount_all_below};
 
 /// Made at the start, removed on drop.
 #[derive(Debug)]
-pub struct Scratch {
+pub(super) struct Scratch {
     root: PathBuf,
 }
 
@@ -33,7 +33,7 @@ impl Scratch {
     ///
     /// # Errors
     /// The file system's or the kernel's.
-    pub fn create(run_dir: &Path, migration: &MigrationId) -> Result<Self, MigrationError> {
+    pub(super) fn create(run_dir: &Path, migration: &MigrationId) -> Result<Self, MigrationError> {
         let root = folder(run_dir).join(migration.as_str());
         std::fs::create_dir_all(&root).map_err(MigrationError::io("create", &root))?;
         mount_private_tmpfs(&root)?;
@@ -46,13 +46,13 @@ impl Scratch {
 
     /// CRIU's image files.
     #[must_use]
-    pub fn images(&self) -> PathBuf {
+    pub(super) fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
     /// Logs.
     #[must_use]
-    pub fn work(&self) -> PathBuf {
+    pub(super) fn work(&self) -> PathBuf {
         self.root.join("work")
     }
 
@@ -60,7 +60,7 @@ impl Scratch {
     ///
     /// # Errors
     /// The file system's.
-    pub fn criu_environment(
+    pub(super) fn criu_environment(
         &self,
         program: &Path,
         tcp: TcpPolicy,
@@ -94,7 +94,7 @@ fn remove(root: &Path) {
 }
 
 /// Removes what an agent that crashed left. Called before any migration starts.
-pub fn sweep(run_dir: &Path) {
+pub(super) fn sweep(run_dir: &Path) {
     let left = std::fs::read_dir(folder(run_dir)).into_iter().flatten().flatten();
     for entry in left {
         tracing::warn!(path = %entry.path().display(), "removing what an earlier agent left");

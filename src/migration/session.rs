@@ -18,7 +18,7 @@ const QUEUE: usize = 64;
 
 /// One side of the conversation.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     peer: HostId,
     writer: WriteHalf<Stream>,
     frames: mpsc::Receiver<Result<Body, FrameError>>,
@@ -48,7 +48,7 @@ async fn read_all(mut reader: ReadHalf<Stream>, sink: mpsc::Sender<Result<Body, 
 impl Session {
     /// Takes over the control stream, whose hello is already exchanged.
     #[must_use]
-    pub fn new(peer: HostId, stream: Stream) -> Self {
+    pub(super) fn new(peer: HostId, stream: Stream) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let (sink, frames) = mpsc::channel(QUEUE);
         let reader = tokio::spawn(read_all(reader, sink));
@@ -57,7 +57,7 @@ impl Session {
 
     /// The other host.
     #[must_use]
-    pub fn peer(&self) -> &HostId {
+    pub(super) fn peer(&self) -> &HostId {
         &self.peer
     }
 
@@ -65,7 +65,7 @@ impl Session {
     ///
     /// # Errors
     /// The link is gone.
-    pub async fn send(&mut self, body: Body) -> Result<(), MigrationError> {
+    pub(super) async fn send(&mut self, body: Body) -> Result<(), MigrationError> {
         write_message(&mut self.writer, &ControlFrame { body: Some(body) }).await?;
         self.writer.flush().await.map_err(FrameError::Io)?;
         Ok(())
@@ -75,7 +75,7 @@ impl Session {
     ///
     /// # Errors
     /// The link is gone, or the other side refused.
-    pub async fn next(&mut self) -> Result<Body, MigrationError> {
+    pub(super) async fn next(&mut self) -> Result<Body, MigrationError> {
         match self.frames.recv().await {
             Some(Ok(Body::Refused(refused))) => Err(MigrationError::Peer {
                 host: self.peer.to_string(),
@@ -102,25 +102,25 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::next`], or another kind of frame.
-    pub async fn expect<T>(
+    pub(super) async fn expect<T>(
         &mut self,
         what: &str,
-        pick: impl FnOnce(Body) -> Result<T, Body>,
+        pick: impl FnOnce(Body) -> Option<T>,
     ) -> Result<T, MigrationError> {
         let body = self.next().await?;
-        pick(body).map_err(|_| MigrationError::Protocol {
+        pick(body).ok_or_else(|| MigrationError::Protocol {
             host: self.peer.to_string(),
             what: format!("sent another frame where {what} belongs"),
         })
     }
 
     /// Returns when the other side has closed its half: it has seen everything we sent.
-    pub async fn drained(&mut self) {
+    pub(super) async fn drained(&mut self) {
         while self.next().await.is_ok() {}
     }
 
     /// When something failed, the other side may have said the real reason: prefer that.
-    pub async fn better_reason(&mut self, error: MigrationError) -> MigrationError {
+    pub(super) async fn better_reason(&mut self, error: MigrationError) -> MigrationError {
         let said = async {
             loop {
                 match self.next().await {

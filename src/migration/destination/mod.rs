@@ -78,8 +78,8 @@ async fn converse(
 ) -> Result<(), MigrationError> {
     let mut session = Session::new(link.peer().clone(), stream);
     let offer = session.expect("Offer", |body| match body {
-        Body::Offer(offer) => Ok(*Box::new(offer)),
-        other => Err(other),
+        Body::Offer(offer) => Some(*Box::new(offer)),
+        _ => None,
     });
     let offer = tokio::time::timeout(HELLO_WITHIN, offer)
         .await
@@ -242,8 +242,8 @@ impl Arrival {
     async fn wait_commit(&mut self, arriving: &mut restore::Arriving) -> Result<(), MigrationError> {
         let epoch = self.record.epoch.0;
         let commit = self.session.expect("Commit", |body| match body {
-            Body::Commit(commit) if commit.epoch == epoch => Ok(()),
-            other => Err(other),
+            Body::Commit(commit) if commit.epoch == epoch => Some(()),
+            _ => None,
         });
         tokio::select! {
             commit = commit => commit,

@@ -211,10 +211,10 @@ impl Arriving {
 
     /// The container runs: tell the network, let the runtime end, forget seeds.
     pub(super) async fn settle(&mut self, host: &Host, record: &Record) {
-        if let Some(network) = self.network.take() {
-            if let Err(error) = network.announce().await {
-                tracing::warn!(container = %record.container, %error, "the network could not be told of the move");
-            }
+        if let Some(network) = self.network.take()
+            && let Err(error) = network.announce().await
+        {
+            tracing::warn!(container = %record.container, %error, "the network could not be told of the move");
         }
         if let Some(mut restoring) = self.restoring.take() {
             match tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await {

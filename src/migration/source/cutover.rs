@@ -233,8 +233,8 @@ impl Source {
     async fn wait_ready(&mut self, dump: &mut Dump) -> Result<Ready, MigrationError> {
         let hold = dump.hold.as_mut().ok_or(crate::hook::HookError::Never)?;
         let ready = self.session.expect("Ready", |body| match body {
-            Body::Ready(ready) => Ok(ready),
-            other => Err(other),
+            Body::Ready(ready) => Some(ready),
+            _ => None,
         });
         tokio::select! {
             ready = ready => ready,

@@ -126,10 +126,10 @@ async fn run(
     let migration = record.migration.clone();
     let result = agreed(host, request, progress, guard, record, inspection).await;
     // In doubt, the record must stay: it is what the next start asks with.
-    if !matches!(result, Err((_, Phase::InDoubt))) {
-        if let Err(error) = host.journal.remove(&migration).await {
-            tracing::error!(%migration, %error, "a finished migration stays in the journal");
-        }
+    if !matches!(result, Err((_, Phase::InDoubt)))
+        && let Err(error) = host.journal.remove(&migration).await
+    {
+        tracing::error!(%migration, %error, "a finished migration stays in the journal");
     }
     result
 }

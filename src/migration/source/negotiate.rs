@@ -55,8 +55,8 @@ pub(super) async fn negotiate(
         .run("sending the offer", session.send(Body::Offer(offer(host, request, record, inspection))))
         .await?;
     let accept = session.expect("Accept", |body| match body {
-        Body::Accept(accept) => Ok(accept),
-        other => Err(other),
+        Body::Accept(accept) => Some(accept),
+        _ => None,
     });
     let accept = guard.within("the destination's preflight", ANSWER_WITHIN, accept).await?;
     if accept.epoch != record.epoch.0 || !crate::protocol::VERSIONS.contains(&accept.protocol_version) {
@@ -101,8 +101,8 @@ async fn compare_clocks(session: &mut Session) -> Result<Offset, MigrationError>
         session.send(Body::Ping(Ping { sent_us })).await?;
         let pong = session
             .expect("Pong", |body| match body {
-                Body::Pong(pong) => Ok(pong),
-                other => Err(other),
+                Body::Pong(pong) => Some(pong),
+                _ => None,
             })
             .await?;
         exchanges.push(Exchange { sent_us, peer_us: pong.peer_us, received_us: unix_us() });

@@ -66,9 +66,8 @@ impl Source {
         let progress = self.progress.clone();
         let started = std::time::Instant::now();
         let told = move |PagesSoFar { pages_done, pages_total, bytes_sent }| {
-            let seconds = started.elapsed().as_secs_f64().max(0.001);
-            // A rate of a round so far: fractions of a byte do not matter.
-            let bytes_per_s = bytes_sent.checked_div(seconds.ceil().clamp(1.0, 1e9) as u64).unwrap_or(0);
+            let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            let bytes_per_s = bytes_sent.saturating_mul(1000) / elapsed_ms;
             progress.emit(EventBody::MemoryProgress(MemoryProgress {
                 round: number,
                 pages_done,
