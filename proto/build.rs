@@ -9,6 +9,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut prost = prost_build::Config::new();
     prost.type_attribute(".", "#[derive(serde::Serialize)]");
     prost.type_attribute(".", "#[serde(rename_all = \"snake_case\")]");
+    // `--json` says "cut-over", not 5: prost keeps enum fields as numbers.
+    for field in ["PhaseChange.phase", "Failure.phase"] {
+        let attribute = "#[serde(serialize_with = \"crate::rpc::json::phase\")]";
+        prost.field_attribute(format!(".decamp.v1.{field}"), attribute);
+    }
+    // An event's body is a field of the event, as in protobuf's own JSON: {"migration_id": …, "completed": {…}}.
+    // (Without a leading dot the path is matched as a suffix: the field, but not the variants inside.)
+    prost.field_attribute("Event.body", "#[serde(flatten)]");
     prost.bytes(["."]);
     tonic_prost_build::configure().compile_fds_with_config(set, prost)?;
 

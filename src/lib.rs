@@ -1,7 +1,26 @@
 #![doc = include_str!("../README.md")]
 
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod criu;
+pub mod demo;
+pub mod files;
+pub mod hook;
+pub mod human;
+pub mod images;
+pub mod journal;
+pub mod lab;
+pub mod memory;
+pub mod migration;
 pub mod model;
+pub mod network;
+pub mod pages;
 pub mod pki;
 pub mod protocol;
 pub mod quic;
 pub mod rpc;
+pub mod runtime;
+pub mod store;
+pub mod sys;
+pub mod telemetry;

@@ -6,6 +6,10 @@ use super::page::PAGE_SIZE;
 pub const BATCH_PAGES_MAX: usize = 1024;
 /// Bytes of page content in one batch.
 pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * PAGE_SIZE;
+/// Page numbers are below this: 57-bit addresses, the most that x86-64 has (five-level page tables).
+pub const PAGE_INDEX_MAX: u64 = 1 << 45;
+/// Page ranges in one frame that forgets pages.
+pub const FORGET_RANGES_MAX: usize = 1024;
 /// A frame on a page stream: a batch plus its runs and digests.
 pub const PAGE_FRAME_MAX: usize = BATCH_BYTES_MAX + BATCH_PAGES_MAX * 64 + 4096;
 /// A protobuf message between agents.
@@ -22,8 +26,10 @@ pub const XATTRS_BYTES_MAX: usize = 64 << 10;
 pub const PATH_BYTES_MAX: usize = 4096;
 /// Bytes of block digests in one manifest part.
 pub const MANIFEST_PART_BYTES_MAX: usize = 2 << 20;
-/// Size of one file: with 32 bytes of digest a block, its entry must fit into a message.
-pub const FILE_BYTES_MAX: u64 = (MANIFEST_PART_BYTES_MAX as u64 / 32) * FILE_BLOCK as u64;
+/// All parts of one manifest together, encoded: what a peer can make us hold in memory.
+pub const TREE_MANIFEST_BYTES_MAX: usize = 1 << 30;
+/// Size of one file: at most half of a manifest may be its block digests (32 bytes each).
+pub const FILE_BYTES_MAX: u64 = (TREE_MANIFEST_BYTES_MAX as u64 / 64) * FILE_BLOCK as u64;
 /// Data streams of one migration.
 pub const STREAMS_MAX: u32 = 16;
 /// Pre-copy rounds, whatever is asked.
@@ -38,6 +44,12 @@ pub const IMAGE_FILE_BYTES_MAX: u64 = 16 << 30;
 pub const OBJECTS_MAX: usize = 100_000;
 /// Longest container id (runc's own rule is [A-Za-z0-9_+.-]+, any length; a file name must hold it).
 pub const CONTAINER_ID_MAX: usize = 200;
+/// Interfaces of one container's network.
+pub const NETWORK_INTERFACES_MAX: usize = 32;
+/// Addresses of one container's network, all interfaces together.
+pub const NETWORK_ADDRESSES_MAX: usize = 256;
+/// Routes of one container's network.
+pub const NETWORK_ROUTES_MAX: usize = 512;
 /// config.json of a bundle.
 pub const CONFIG_JSON_MAX: usize = 1 << 20;
 /// Handshakes under way at the QUIC endpoint.
@@ -54,6 +66,7 @@ pub const LINKS_WAITING_MAX: usize = 16;
 pub const STREAMS_PER_LINK_MAX: u32 = 64;
 
 const _: () = assert!(PAGE_FRAME_MAX < 16 << 20);
+const _: () = assert!(FORGET_RANGES_MAX * 16 + 64 < PAGE_FRAME_MAX);
 const _: () = assert!(FILE_BLOCK < MESSAGE_MAX);
 const _: () = assert!(MANIFEST_PART_BYTES_MAX < MESSAGE_MAX);
 const _: () = assert!(CONFIG_JSON_MAX < MESSAGE_MAX);

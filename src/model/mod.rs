@@ -1,6 +1,7 @@
 //! Words that every room uses: ids, pages, limits. No I/O, no async, no clock.
 
 pub mod id;
+pub mod layout;
 pub mod limits;
 pub mod page;
 

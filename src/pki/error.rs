@@ -96,26 +96,32 @@ pub enum PkiError {
         source: rustls::Error,
     },
     /// There is a CA or certificate already.
-    #[error("{path:?} exists already; to replace it and its key, add --force")]
+    #[error("{path:?} exists already; --force replaces it (what a replaced CA has issued stops working)")]
     Exists {
         /// What is there.
         path: PathBuf,
     },
+    /// Nothing to issue with.
+    #[error("there is no CA at {path:?}; make one first with: decamp pki init")]
+    NoCa {
+        /// Where its certificate should be.
+        path: PathBuf,
+    },
     /// A name that cannot be put into a certificate.
     #[error("{name:?} cannot be the name in a certificate: {why}")]
-    BadName {
+    Name {
         /// What was given.
         name: String,
         /// The rule it breaks.
-        why: &'static str,
+        why: String,
     },
     /// A validity that cannot be.
     #[error("a certificate cannot be valid for {days} days, only for 1 to {max}")]
     BadValidity {
-        /// What was given.
-        days: u32,
+        /// What was given, in whole days.
+        days: u64,
         /// The bound.
-        max: u32,
+        max: u64,
     },
     /// The CA's own certificate has run out: whatever it issues now is refused by everybody.
     #[error(

@@ -1,11 +1,12 @@
 //! Certificate files on disk: written whole or not at all, keys for their owner's eyes only.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::error::PkiError;
+use super::issue::Issued;
 
 /// Far above any chain of certificates.
 const PEM_BYTES_MAX: u64 = 1 << 20;
@@ -49,47 +50,38 @@ fn read_open(file: File, path: &Path) -> Result<String, PkiError> {
     Ok(text)
 }
 
-/// A file about to be published.
-pub(super) struct NewFile<'a> {
-    pub(super) name: &'a str,
-    pub(super) text: &'a str,
-    pub(super) is_key: bool,
+/// Puts a key and its certificate into `dir`. Each is written beside its place, flushed, and moved there whole; without
+/// `force` nothing that exists is replaced, not even when it appears in between.
+pub(super) fn publish(issued: &Issued, cert: &str, key: &str, force: bool) -> Result<(), PkiError> {
+    let dir = issued.key.parent().unwrap_or_else(|| Path::new("."));
+    private_directory(dir)?;
+    if let Some(taken) =
+        [&issued.key, &issued.cert].into_iter().find(|path| fs::symlink_metadata(path).is_ok())
+        && !force
+    {
+        return Err(PkiError::Exists { path: taken.clone() });
+    }
+    put(dir, &issued.key, key, KEY_MODE, force)?;
+    put(dir, &issued.cert, cert, CERTIFICATE_MODE, force)?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("flush", dir))
 }
 
-/// Makes the directory `target` with these files inside, all or nothing: they are written beside it, flushed to the disk,
-/// and moved into place by one rename. With `force` an older directory is moved out of the way and removed.
-pub(super) fn publish(target: &Path, files: &[NewFile<'_>], force: bool) -> Result<(), PkiError> {
-    let parent = target.parent().unwrap_or_else(|| Path::new("."));
-    private_directory(parent)?;
-    let exists = fs::symlink_metadata(target).is_ok();
-    if exists && !force {
-        return Err(PkiError::Exists { path: target.to_owned() });
+fn put(dir: &Path, path: &Path, text: &str, mode: u32, force: bool) -> Result<(), PkiError> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(dir)
+        .map_err(io_error("create a file in", dir))?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all());
+    written.map_err(io_error("write", path))?;
+    let placed = if force { file.persist(path) } else { file.persist_noclobber(path) };
+    match placed {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+            Err(PkiError::Exists { path: path.to_owned() })
+        }
+        Err(error) => Err(io_error("create", path)(error.error)),
     }
-    let staging =
-        tempfile::Builder::new().prefix(".new-").tempdir_in(parent).map_err(io_error("create in", parent))?;
-    let fresh = staging.path().join("fresh");
-    DirBuilder::new().mode(0o700).create(&fresh).map_err(io_error("create", &fresh))?;
-    for file in files {
-        write_new(&fresh.join(file.name), file)?;
-    }
-    sync_directory(&fresh)?;
-    if exists {
-        fs::rename(target, staging.path().join("old")).map_err(io_error("move away", target))?;
-    }
-    fs::rename(&fresh, target).map_err(io_error("create", target))?;
-    sync_directory(parent)
-}
-
-fn write_new(path: &Path, file: &NewFile<'_>) -> Result<(), PkiError> {
-    let mode = if file.is_key { KEY_MODE } else { CERTIFICATE_MODE };
-    let mut open = OpenOptions::new();
-    open.write(true).create_new(true).mode(mode);
-    let mut out = open.open(path).map_err(io_error("create", path))?;
-    out.write_all(file.text.as_bytes()).and_then(|()| out.sync_all()).map_err(io_error("write", path))
-}
-
-fn sync_directory(path: &Path) -> Result<(), PkiError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("flush", path))
 }
 
 /// Creates the directory, and those above it, for us alone; one that exists must not be writable by others, who could

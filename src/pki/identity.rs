@@ -14,9 +14,9 @@ use super::files::{read, read_key};
 use super::name::{PeerIdentity, peer_identity};
 use super::tls;
 
-/// The three files that make an identity.
+/// The three files that say who somebody is, PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdentityFiles {
+pub struct TlsFiles {
     /// Certificate of the CA, by which peers are checked.
     pub ca: PathBuf,
     /// Our certificate, followed by intermediate ones if there are any.
@@ -25,72 +25,86 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
-impl IdentityFiles {
-    /// The names that [`issue`](super::issue) gives them: `ca.pem`, `cert.pem`, `key.pem`.
-    #[must_use]
-    pub fn in_dir(dir: &Path) -> Self {
-        Self { ca: dir.join("ca.pem"), cert: dir.join("cert.pem"), key: dir.join("key.pem") }
+/// The contents of the files, for tonic, which wants PEM.
+#[derive(Clone)]
+pub struct Pem {
+    /// For `ServerTlsConfig::client_ca_root` and `ClientTlsConfig::ca_certificate`.
+    pub ca: String,
+    /// Our certificate chain, for `tonic::transport::Identity::from_pem`.
+    pub cert: String,
+    /// Our private key, for the same. Never log it.
+    pub key: String,
+}
+
+impl fmt::Debug for Pem {
+    /// Nothing: a key is among it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
     }
 }
 
 /// Who we are, with the proof of it.
 pub struct Identity {
-    pub(super) files: IdentityFiles,
+    pub(super) files: TlsFiles,
     pub(super) certified: Arc<CertifiedKey>,
     pub(super) roots: Vec<CertificateDer<'static>>,
-    subject: PeerIdentity,
-    not_after_unix_s: u64,
-    ca_pem: String,
-    cert_pem: String,
-    key_pem: String,
+    /// The files' contents.
+    pub pem: Pem,
 }
 
 impl fmt::Debug for Identity {
     /// Everything but the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity")
-            .field("subject", &self.subject)
-            .field("files", &self.files)
-            .field("not_after_unix_s", &self.not_after_unix_s)
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
 impl Identity {
+    /// Loads and checks the three files. Whether the certificate is valid now is asked with [`Identity::verify`].
+    ///
+    /// # Errors
+    /// [`PkiError::KeyMode`] and [`PkiError::KeyOwner`] when others could have read the key; [`PkiError::KeyMismatch`] when
+    /// it is not the certificate's; the others as they say.
+    pub fn load(files: &TlsFiles) -> Result<Self, PkiError> {
+        let pem = Pem { ca: read(&files.ca)?, cert: read(&files.cert)?, key: read_key(&files.key)? };
+        let roots = certificates(&pem.ca, &files.ca)?;
+        let chain = certificates(&pem.cert, &files.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(pem.key.as_bytes()).map_err(|source| match source {
+            rustls_pki_types::pem::Error::NoItemsFound => {
+                PkiError::NothingInside { path: files.key.clone(), wanted: "private key" }
+            }
+            source => PkiError::Pem { path: files.key.clone(), source },
+        })?;
+        let certified = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(|source| {
+            PkiError::KeyMismatch { cert: files.cert.clone(), key: files.key.clone(), source }
+        })?;
+        Ok(Self { files: files.clone(), certified: Arc::new(certified), roots, pem })
+    }
+
     /// Who our certificate says we are.
-    #[must_use]
-    pub fn subject(&self) -> &PeerIdentity {
-        &self.subject
+    ///
+    /// # Errors
+    /// As [`peer_identity`]: it is not a certificate that decamp makes.
+    pub fn name(&self) -> Result<PeerIdentity, PkiError> {
+        peer_identity(self.end_entity())
+    }
+
+    fn end_entity(&self) -> &CertificateDer<'static> {
+        self.certified.cert.first().expect("an identity is loaded with at least one certificate")
     }
 
     /// Where it was loaded from.
     #[must_use]
-    pub fn files(&self) -> &IdentityFiles {
+    pub fn files(&self) -> &TlsFiles {
         &self.files
     }
 
     /// Last second of our certificate's validity, in seconds since 1970: worth a metric and an early warning.
-    #[must_use]
-    pub fn not_after_unix_s(&self) -> u64 {
-        self.not_after_unix_s
-    }
-
-    /// The CA's certificate in PEM form, for tonic's `ServerTlsConfig::client_ca_root` and `ClientTlsConfig::ca_certificate`.
-    #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
-    }
-
-    /// Our certificate chain in PEM form, for tonic's `Identity::from_pem`.
-    #[must_use]
-    pub fn cert_pem(&self) -> &str {
-        &self.cert_pem
-    }
-
-    /// Our private key in PEM form, for tonic's `Identity::from_pem`. Never log it.
-    #[must_use]
-    pub fn key_pem(&self) -> &str {
-        &self.key_pem
+    ///
+    /// # Errors
+    /// [`PkiError::Undecodable`].
+    pub fn not_after_unix_s(&self) -> Result<u64, PkiError> {
+        not_after_unix_s(self.end_entity())
     }
 
     /// Would a peer with our CA accept our certificate now? Tells at start what would otherwise be every peer's complaint.
@@ -99,45 +113,11 @@ impl Identity {
     /// [`PkiError::NotTrusted`]: another CA's certificate, expired, not yet valid, not for clients.
     pub fn verify(&self, now: UnixTime) -> Result<(), PkiError> {
         let verifier = tls::client_verifier(self)?;
-        let (end_entity, intermediates) =
-            self.certified.cert.split_first().expect("an identity is loaded with at least one certificate");
-        verifier.verify_client_cert(end_entity, intermediates, now).map(|_| ()).map_err(|source| {
+        let intermediates = self.certified.cert.get(1..).unwrap_or_default();
+        verifier.verify_client_cert(self.end_entity(), intermediates, now).map(|_| ()).map_err(|source| {
             PkiError::NotTrusted { cert: self.files.cert.clone(), ca: self.files.ca.clone(), source }
         })
     }
-}
-
-/// Loads and checks an identity. Whether its certificate is valid now is asked with [`Identity::verify`].
-///
-/// # Errors
-/// [`PkiError::KeyMode`] and [`PkiError::KeyOwner`] when others could have read the key; [`PkiError::KeyMismatch`] when it is
-/// not the certificate's; [`PkiError::NotOneName`] and [`PkiError::BadName`] when the certificate is no decamp certificate.
-pub fn load_identity(files: &IdentityFiles) -> Result<Identity, PkiError> {
-    let (ca_pem, cert_pem) = (read(&files.ca)?, read(&files.cert)?);
-    let key_pem = read_key(&files.key)?;
-    let roots = certificates(&ca_pem, &files.ca)?;
-    let chain = certificates(&cert_pem, &files.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|source| match source {
-        rustls_pki_types::pem::Error::NoItemsFound => {
-            PkiError::NothingInside { path: files.key.clone(), wanted: "private key" }
-        }
-        source => PkiError::Pem { path: files.key.clone(), source },
-    })?;
-    let subject = peer_identity(&chain[0])?;
-    let not_after_unix_s = not_after_unix_s(&chain[0])?;
-    let certified = CertifiedKey::from_der(chain, key, &tls::provider()).map_err(|source| {
-        PkiError::KeyMismatch { cert: files.cert.clone(), key: files.key.clone(), source }
-    })?;
-    Ok(Identity {
-        files: files.clone(),
-        certified: Arc::new(certified),
-        roots,
-        subject,
-        not_after_unix_s,
-        ca_pem,
-        cert_pem,
-        key_pem,
-    })
 }
 
 /// Last second of a certificate's validity.

@@ -1,6 +1,5 @@
 //! Who a certificate speaks for: its one DNS name, read from certificates that the TLS layer has already verified.
 
-use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -35,10 +34,10 @@ impl PeerIdentity {
     /// A host by this name.
     ///
     /// # Errors
-    /// [`PkiError::BadName`] for what cannot stand in a certificate or belongs to operators. DNS names ignore case and
+    /// [`PkiError::Name`] for what cannot stand in a certificate or belongs to operators. DNS names ignore case and
     /// [`HostId`] does not, so only lower case is allowed: two hosts can then not differ by case alone.
     pub fn host(name: &str) -> Result<Self, PkiError> {
-        let bad = |why| PkiError::BadName { name: short(name), why };
+        let bad = |why: &str| PkiError::Name { name: short(name), why: str::to_owned(why) };
         if format!(".{name}").ends_with(OPERATOR_SUFFIX) {
             return Err(bad("names under operator.decamp are for operators"));
         }
@@ -54,9 +53,9 @@ impl PeerIdentity {
     /// An operator by this name (without the suffix).
     ///
     /// # Errors
-    /// [`PkiError::BadName`] for anything but lower-case letters, digits, `-` and `_`, at most 64 of them.
+    /// [`PkiError::Name`] for anything but lower-case letters, digits, `-` and `_`, at most 64 of them.
     pub fn operator(name: &str) -> Result<Self, PkiError> {
-        let bad = |why| PkiError::BadName { name: short(name), why };
+        let bad = |why: &str| PkiError::Name { name: short(name), why: str::to_owned(why) };
         if name.is_empty() || name.len() > OPERATOR_NAME_MAX {
             return Err(bad("an operator's name has 1 to 64 characters"));
         }
@@ -84,12 +83,12 @@ fn short(name: &str) -> String {
     name.chars().take(80).collect()
 }
 
-/// Who holds this certificate. It says nothing about whether the certificate is valid: ask TLS first.
+/// Who holds this certificate, given in DER. It says nothing about whether the certificate is valid: ask TLS first.
 ///
 /// # Errors
 /// [`PkiError::Undecodable`], [`PkiError::NotOneName`] (several names would let the holder choose who it is), or
-/// [`PkiError::BadName`] for a name that is neither a host's nor an operator's, a wildcard for example.
-pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, PkiError> {
+/// [`PkiError::Name`] for a name that is neither a host's nor an operator's, a wildcard for example.
+pub fn peer_identity(certificate: &[u8]) -> Result<PeerIdentity, PkiError> {
     let undecodable = |e: &dyn std::fmt::Display| PkiError::Undecodable { why: e.to_string() };
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| undecodable(&e))?;
     let names = parsed.subject_alternative_name().map_err(|e| undecodable(&e))?;
@@ -110,6 +109,8 @@ pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, P
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::CertificateDer;
+
     use super::*;
 
     fn certificate(names: &[&str]) -> CertificateDer<'static> {
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn names_that_are_no_identity_are_refused() {
         for bad in ["*.example.org", ".operator.decamp", "a.b.operator.decamp", "x/y"] {
-            assert!(matches!(peer_identity(&certificate(&[bad])), Err(PkiError::BadName { .. })), "{bad}");
+            assert!(matches!(peer_identity(&certificate(&[bad])), Err(PkiError::Name { .. })), "{bad}");
         }
         for bad in ["operator.decamp", "x.operator.decamp", "Node", "a..b", "", "../x", "a b"] {
             assert!(PeerIdentity::host(bad).is_err(), "{bad}");
@@ -155,7 +156,7 @@ mod tests {
     fn garbage_is_an_error_and_not_a_panic() {
         let good = certificate(&["node-a"]);
         for length in 0..good.len() {
-            assert!(peer_identity(&CertificateDer::from(&good[..length])).is_err(), "cut at {length}");
+            assert!(peer_identity(&good[..length]).is_err(), "cut at {length}");
         }
     }
 }

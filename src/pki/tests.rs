@@ -1,6 +1,7 @@
 //! Making and loading certificates, on real files.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use rustls_pki_types::UnixTime;
 
@@ -11,35 +12,36 @@ fn mode(path: &std::path::Path) -> u32 {
     std::fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-fn request(fleet: &Fleet, name: &str) -> IssueRequest {
-    IssueRequest {
-        dir: fleet.path().to_owned(),
-        subject: PeerIdentity::host(name).unwrap(),
-        addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        days: 30,
-        force: false,
-    }
+const MONTH: Validity = Validity(Duration::from_secs(30 * 86_400));
+
+fn issue(fleet: &Fleet, name: &str, validity: Validity, force: bool) -> Result<Issued, PkiError> {
+    let addresses = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    issue_host(fleet.path(), &name.try_into().unwrap(), &addresses, validity, force)
+}
+
+fn issued(fleet: &Fleet) -> TlsFiles {
+    fleet.files(issue(fleet, "node-a", MONTH, false).unwrap())
 }
 
 #[test]
 fn what_is_issued_loads_and_is_trusted() {
     let fleet = Fleet::new();
-    let issued = issue(&request(&fleet, "node-a")).unwrap();
-    let identity = load_identity(&issued.files).unwrap();
-    assert_eq!(identity.subject(), &PeerIdentity::host("node-a").unwrap());
-    assert_eq!(identity.not_after_unix_s(), issued.not_after_unix_s);
+    let identity = Identity::load(&issued(&fleet)).unwrap();
+    assert_eq!(identity.name().unwrap(), PeerIdentity::host("node-a").unwrap());
+    let month = UnixTime::now().as_secs() + 30 * 86_400;
+    assert!(identity.not_after_unix_s().unwrap().abs_diff(month) < 60);
     identity.verify(UnixTime::now()).unwrap();
     let tonic = tonic::transport::ServerTlsConfig::new()
-        .identity(tonic::transport::Identity::from_pem(identity.cert_pem(), identity.key_pem()))
-        .client_ca_root(tonic::transport::Certificate::from_pem(identity.ca_pem()));
+        .identity(tonic::transport::Identity::from_pem(&identity.pem.cert, &identity.pem.key))
+        .client_ca_root(tonic::transport::Certificate::from_pem(&identity.pem.ca));
     tonic::transport::Server::builder().tls_config(tonic).unwrap();
-    assert!(!format!("{identity:?}").contains("PRIVATE"), "a key must not be printed");
+    assert!(!format!("{identity:?}{:?}", identity.pem).contains("PRIVATE"), "a key must not be printed");
 }
 
 #[test]
 fn addresses_are_in_the_certificate() {
     let fleet = Fleet::new();
-    let identity = load_identity(&issue(&request(&fleet, "node-a")).unwrap().files).unwrap();
+    let identity = Identity::load(&issued(&fleet)).unwrap();
     let verifier = server_verifier(&identity).unwrap();
     for name in ["node-a", "10.0.0.1", "fd00::1"] {
         let checked = rustls::client::danger::ServerCertVerifier::verify_server_cert(
@@ -57,41 +59,61 @@ fn addresses_are_in_the_certificate() {
 #[test]
 fn keys_and_directories_are_private() {
     let fleet = Fleet::new();
-    issue(&request(&fleet, "node-a")).unwrap();
-    for key in ["ca/key.pem", "hosts/node-a/key.pem"] {
+    issued(&fleet);
+    for key in ["ca.key", "node-a.key"] {
         assert_eq!(mode(&fleet.path().join(key)), 0o600, "{key}");
     }
-    for dir in ["ca", "hosts", "hosts/node-a"] {
-        assert_eq!(mode(&fleet.path().join(dir)), 0o700, "{dir}");
-    }
+    let fresh = fleet.path().join("a/b");
+    init(&fresh, MONTH, false).unwrap();
+    assert_eq!(mode(&fresh), 0o700);
 }
 
 #[test]
 fn nothing_is_overwritten_without_force() {
     let fleet = Fleet::new();
-    let issued = issue(&request(&fleet, "node-a")).unwrap();
-    let before = std::fs::read(&issued.files.key).unwrap();
-    assert!(matches!(issue(&request(&fleet, "node-a")), Err(PkiError::Exists { .. })));
-    assert!(matches!(init(fleet.path(), 1, false), Err(PkiError::Exists { .. })));
-    assert_eq!(std::fs::read(&issued.files.key).unwrap(), before);
-    issue(&IssueRequest { force: true, ..request(&fleet, "node-a") }).unwrap();
-    assert_ne!(std::fs::read(&issued.files.key).unwrap(), before);
-    let left: Vec<_> = std::fs::read_dir(fleet.path().join("hosts")).unwrap().collect();
-    assert_eq!(left.len(), 1, "no half-made or old directory stays behind: {left:?}");
+    let files = issued(&fleet);
+    let before = std::fs::read(&files.key).unwrap();
+    assert!(matches!(issue(&fleet, "node-a", MONTH, false), Err(PkiError::Exists { .. })));
+    assert!(matches!(init(fleet.path(), MONTH, false), Err(PkiError::Exists { .. })));
+    // Half of a pair is not overwritten either: the key may be all that is left of it.
+    std::fs::remove_file(&files.cert).unwrap();
+    assert!(matches!(issue(&fleet, "node-a", MONTH, false), Err(PkiError::Exists { .. })));
+    assert_eq!(std::fs::read(&files.key).unwrap(), before);
+    issue(&fleet, "node-a", MONTH, true).unwrap();
+    assert_ne!(std::fs::read(&files.key).unwrap(), before);
+    assert_eq!(mode(&files.key), 0o600);
+    let mut left: Vec<_> = std::fs::read_dir(fleet.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["ca.crt", "ca.key", "node-a.crt", "node-a.key"], "nothing half-made stays behind");
+}
+
+#[test]
+fn a_name_cannot_take_the_cas_place() {
+    let fleet = Fleet::new();
+    let before = std::fs::read(&fleet.ca().key).unwrap();
+    for name in ["ca", "x.operator.decamp", "Node-A", "node..a"] {
+        let error = issue(&fleet, name, MONTH, true).unwrap_err();
+        assert!(matches!(error, PkiError::Name { .. }), "{name}: {error}");
+    }
+    for name in ["ca.x", "../x", "", "Ann"] {
+        let error = issue_operator(fleet.path(), name, MONTH, true).unwrap_err();
+        assert!(matches!(error, PkiError::Name { .. }), "{name}: {error}");
+    }
+    assert_eq!(std::fs::read(&fleet.ca().key).unwrap(), before);
 }
 
 #[test]
 fn a_key_that_others_can_read_is_refused_with_the_command_that_helps() {
     let fleet = Fleet::new();
-    let files = issue(&request(&fleet, "node-a")).unwrap().files;
+    let files = issued(&fleet);
     for mode in [0o640, 0o604, 0o660, 0o666] {
         std::fs::set_permissions(&files.key, std::fs::Permissions::from_mode(mode)).unwrap();
-        let text = load_identity(&files).unwrap_err().to_string();
+        let text = Identity::load(&files).unwrap_err().to_string();
         assert!(text.contains(&format!("{mode:04o}")) && text.contains("chmod 600"), "{text}");
     }
     for mode in [0o600, 0o400] {
         std::fs::set_permissions(&files.key, std::fs::Permissions::from_mode(mode)).unwrap();
-        load_identity(&files).unwrap();
+        Identity::load(&files).unwrap();
     }
 }
 
@@ -102,34 +124,33 @@ fn a_key_of_somebody_else_is_refused() {
         return;
     }
     let fleet = Fleet::new();
-    let files = issue(&request(&fleet, "node-a")).unwrap().files;
+    let files = issued(&fleet);
     std::os::unix::fs::chown(&files.key, Some(12_345), None).unwrap();
-    let error = load_identity(&files).unwrap_err();
+    let error = Identity::load(&files).unwrap_err();
     assert!(matches!(error, PkiError::KeyOwner { owner: 12_345, .. }), "{error}");
 }
 
 #[test]
 fn a_ca_key_that_others_can_read_issues_nothing() {
     let fleet = Fleet::new();
-    let key = CaFiles::below(fleet.path()).key;
-    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(matches!(issue(&request(&fleet, "node-a")), Err(PkiError::KeyMode { mode: 0o644, .. })));
+    let key = &fleet.ca().key;
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(issue(&fleet, "node-a", MONTH, false), Err(PkiError::KeyMode { mode: 0o644, .. })));
 }
 
 #[test]
 fn a_directory_that_others_can_write_is_refused() {
     let fleet = Fleet::new();
     std::fs::set_permissions(fleet.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(init(fleet.path(), 30, true), Err(PkiError::DirectoryMode { .. })));
+    assert!(matches!(init(fleet.path(), MONTH, true), Err(PkiError::DirectoryMode { .. })));
 }
 
 #[test]
 fn another_hosts_key_does_not_fit() {
     let fleet = Fleet::new();
     let mut files = fleet.host("node-a").files().clone();
-    fleet.host("node-b");
-    files.key = fleet.key_of("node-b");
-    assert!(matches!(load_identity(&files), Err(PkiError::KeyMismatch { .. })));
+    files.key = fleet.host("node-b").files().key.clone();
+    assert!(matches!(Identity::load(&files), Err(PkiError::KeyMismatch { .. })));
 }
 
 #[test]
@@ -151,14 +172,20 @@ fn what_peers_would_refuse_is_found_at_home() {
 #[test]
 fn a_certificate_does_not_outlive_its_ca() {
     let fleet = Fleet::new();
-    init(fleet.path(), 10, true).unwrap();
-    let issued = issue(&request(&fleet, "node-a")).unwrap();
-    let ten_days = UnixTime::now().as_secs() + 10 * 86_400;
-    assert!(issued.not_after_unix_s <= ten_days, "{}", issued.not_after_unix_s);
+    init(fleet.path(), Validity(Duration::from_secs(10 * 86_400)), true).unwrap();
+    let end = Identity::load(&issued(&fleet)).unwrap().not_after_unix_s().unwrap();
+    assert!(end <= UnixTime::now().as_secs() + 10 * 86_400, "{end}");
     for days in [0, 1_000_000] {
-        let wrong = IssueRequest { days, force: true, ..request(&fleet, "node-a") };
-        assert!(matches!(issue(&wrong), Err(PkiError::BadValidity { .. })), "{days}");
+        let wrong = issue(&fleet, "node-a", Validity(Duration::from_secs(days * 86_400)), true);
+        assert!(matches!(wrong, Err(PkiError::BadValidity { .. })), "{days}");
     }
+}
+
+#[test]
+fn without_a_ca_the_first_step_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = issue_operator(dir.path(), "ann", MONTH, false).unwrap_err().to_string();
+    assert!(error.contains("decamp pki init"), "{error}");
 }
 
 #[test]
@@ -186,16 +213,16 @@ fn files_with_the_wrong_content_are_named() {
     std::fs::write(&junk, "no certificate at all\n").unwrap();
     std::fs::set_permissions(&junk, std::fs::Permissions::from_mode(0o600)).unwrap();
     let cases = [
-        IdentityFiles { ca: junk.clone(), ..good.clone() },
-        IdentityFiles { cert: junk.clone(), ..good.clone() },
-        IdentityFiles { key: junk.clone(), ..good.clone() },
-        IdentityFiles { key: good.cert.clone(), ..good.clone() },
+        TlsFiles { ca: junk.clone(), ..good.clone() },
+        TlsFiles { cert: junk.clone(), ..good.clone() },
+        TlsFiles { key: junk.clone(), ..good.clone() },
+        TlsFiles { key: good.cert.clone(), ..good.clone() },
     ];
     std::fs::set_permissions(&good.cert, std::fs::Permissions::from_mode(0o600)).unwrap();
     for files in cases {
-        let error = load_identity(&files).unwrap_err();
+        let error = Identity::load(&files).unwrap_err();
         assert!(matches!(error, PkiError::NothingInside { .. }), "{error}");
     }
-    let missing = IdentityFiles { ca: fleet.path().join("nowhere.pem"), ..good };
-    assert!(load_identity(&missing).unwrap_err().to_string().contains("nowhere.pem"));
+    let missing = TlsFiles { ca: fleet.path().join("nowhere.pem"), ..good };
+    assert!(Identity::load(&missing).unwrap_err().to_string().contains("nowhere.pem"));
 }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::SingleCertAndKey;
@@ -14,9 +17,12 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use super::error::PkiError;
 use super::identity::Identity;
 
-/// The cryptography, named: rustls must not have to guess when another package brings a second provider along.
+/// The cryptography, named: rustls must not have to guess when another package brings a second provider along. AES-128-GCM
+/// goes first: it is the fastest of the three on hosts with AES instructions, and bulk is what a link is for.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    let cipher_suites =
+        vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
+    Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::ring::default_provider() })
 }
 
 fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, PkiError> {

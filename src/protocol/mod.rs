@@ -3,6 +3,7 @@
 
 pub mod frame;
 pub mod pace;
+pub mod pages;
 
 /// ALPN of this generation of framing; offers inside carry finer versions.
 pub const ALPN: &[u8] = b"decamp/1";

@@ -4,13 +4,13 @@
 //! packet ─▶ room left? ─▶ address proven (once a few are under way) ─▶ TLS, bounded in time ─▶ a host's certificate?
 //!             no: BUSY      no: asked to come back                        no: TLS alert          no: NOT_A_HOST
 //!        ─▶ on the allow-list? ─▶ room in the queue? ─▶ greeting ─▶ Endpoint::accept
-//!             no: NOT_LISTED       no: BUSY
+//!             no: NOT_ALLOWED      no: BUSY
 //! ```
 //!
 //! Every handshake is a task of its own, so a slow caller only occupies its own place, and there is a bound on places in
 //! all and per address. This room must never hand out a link that has not passed every gate.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ impl Refusal {
     fn code(&self) -> close::Code {
         match self {
             Self::Unnamed(_) | Self::NoCertificate | Self::NotAHost(_) => close::NOT_A_HOST,
-            Self::NotListed(_) => close::NOT_LISTED,
+            Self::NotListed(_) => close::NOT_ALLOWED,
             Self::QueueFull => close::BUSY,
             Self::Slow => close::TOO_SLOW,
             Self::Handshake(_) | Self::Left => close::INTERNAL,
@@ -83,8 +83,8 @@ impl Refusal {
 /// Accepts callers for one endpoint.
 #[derive(Debug)]
 pub(super) struct Door {
-    allow: HashSet<HostId>,
-    handshake_timeout: Duration,
+    allow: BTreeSet<HostId>,
+    handshake_within: Duration,
     ready: mpsc::Sender<Link>,
     busy: Mutex<HashMap<IpAddr, usize>>,
     lines: Mutex<(Instant, u32)>,
@@ -92,12 +92,12 @@ pub(super) struct Door {
 
 impl Door {
     pub(super) fn new(
-        allow: HashSet<HostId>,
-        handshake_timeout: Duration,
+        allow: BTreeSet<HostId>,
+        handshake_within: Duration,
         ready: mpsc::Sender<Link>,
     ) -> Self {
         let lines = Mutex::new((Instant::now(), 0));
-        Self { allow, handshake_timeout, ready, busy: Mutex::default(), lines }
+        Self { allow, handshake_within, ready, busy: Mutex::default(), lines }
     }
 
     /// Runs until the endpoint is closed. Dropping the future ends the handshakes under way.
@@ -156,7 +156,7 @@ impl Door {
 
     async fn handshake(&self, incoming: Incoming) -> Result<Link, Refusal> {
         let connecting = incoming.accept().map_err(Refusal::Handshake)?;
-        let connection = tokio::time::timeout(self.handshake_timeout, connecting)
+        let connection = tokio::time::timeout(self.handshake_within, connecting)
             .await
             .map_err(|_| Refusal::Slow)?
             .map_err(Refusal::Handshake)?;
@@ -182,7 +182,7 @@ impl Door {
             stream.write_all(&GREETING).await.ok()?;
             stream.finish().ok()
         };
-        let greeted = tokio::time::timeout(self.handshake_timeout, greet).await.map_err(|_| Refusal::Slow)?;
+        let greeted = tokio::time::timeout(self.handshake_within, greet).await.map_err(|_| Refusal::Slow)?;
         greeted.ok_or(Refusal::Left)?;
         let link = Link::new(connection.clone(), peer);
         place.send(link.clone());

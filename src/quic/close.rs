@@ -9,17 +9,17 @@ pub const DROPPED: Code = Code(0);
 /// Everything is done.
 pub const DONE: Code = Code(1);
 /// The peer's name is not on the allow-list here.
-pub const NOT_LISTED: Code = Code(2);
+pub const NOT_ALLOWED: Code = Code(2);
 /// The peer's certificate names no host: an operator's, or one with no name or several.
 pub const NOT_A_HOST: Code = Code(3);
 /// Too many links or handshakes here; try again later.
 pub const BUSY: Code = Code(4);
-/// The agent here is being shut down.
-pub const SHUTTING_DOWN: Code = Code(5);
+/// The agent here is being stopped.
+pub const STOPPING: Code = Code(5);
 /// The peer broke the protocol.
 pub const PROTOCOL: Code = Code(6);
-/// The operator asked to stop.
-pub const CANCELLED: Code = Code(7);
+/// The migration was stopped, by an operator or by a failure.
+pub const ABORTED: Code = Code(7);
 /// Something failed here that is not the peer's fault.
 pub const INTERNAL: Code = Code(8);
 /// The peer took too long.
@@ -31,12 +31,12 @@ pub const WRONG_PEER: Code = Code(10);
 const ALL: &[(Code, &str)] = &[
     (DROPPED, "let go without giving a reason"),
     (DONE, "done"),
-    (NOT_LISTED, "not on the allow-list"),
+    (NOT_ALLOWED, "not on the allow-list"),
     (NOT_A_HOST, "the certificate is not a host's"),
     (BUSY, "too busy"),
-    (SHUTTING_DOWN, "shutting down"),
+    (STOPPING, "its agent is being stopped"),
     (PROTOCOL, "the protocol was broken"),
-    (CANCELLED, "cancelled"),
+    (ABORTED, "the migration was stopped there"),
     (INTERNAL, "an internal failure"),
     (TOO_SLOW, "too slow"),
     (WRONG_PEER, "not the host that was called"),
@@ -69,7 +69,7 @@ mod tests {
     fn no_number_has_two_meanings() {
         let numbers: std::collections::HashSet<_> = ALL.iter().map(|(code, _)| code.0).collect();
         assert_eq!(numbers.len(), ALL.len());
-        assert_eq!(meaning(u64::from(NOT_LISTED.number())), "not on the allow-list");
+        assert_eq!(meaning(u64::from(NOT_ALLOWED.number())), "not on the allow-list");
         assert_eq!(meaning(u64::MAX), "an unknown reason");
     }
 }

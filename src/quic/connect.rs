@@ -19,8 +19,7 @@ use super::close;
 use super::error::{ConnectError, LinkError, printable};
 use super::link::Link;
 use crate::model::HostId;
-use crate::pki::{self, Identity, PeerIdentity, peer_identity};
-use crate::protocol::ALPN;
+use crate::pki::{self, Identity, PeerIdentity, PkiError, peer_identity};
 
 /// QUIC transport errors 0x100 to 0x1ff carry a TLS alert (RFC 9001, 4.8).
 const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
@@ -77,10 +76,25 @@ impl ServerCertVerifier for Witness {
     }
 }
 
+/// TLS of the calling side, made once.
+#[derive(Debug)]
+pub(super) struct ClientTls {
+    config: rustls::ClientConfig,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl ClientTls {
+    pub(super) fn new(identity: &Identity, alpn: &[&[u8]]) -> Result<Self, PkiError> {
+        let verifier = pki::server_verifier(identity)?;
+        let config = pki::client_config(identity, alpn, Arc::clone(&verifier) as _)?;
+        Ok(Self { config, verifier })
+    }
+}
+
 /// One call.
 pub(super) struct Call<'a> {
     pub(super) endpoint: &'a quinn::Endpoint,
-    pub(super) identity: &'a Identity,
+    pub(super) tls: &'a ClientTls,
     pub(super) us: &'a HostId,
     pub(super) transport: Arc<quinn::TransportConfig>,
     pub(super) timeout: Duration,
@@ -91,12 +105,11 @@ pub(super) struct Call<'a> {
 impl Call<'_> {
     /// Handshake, check of the name, and the peer's word that it takes us, within one timeout.
     pub(super) async fn run(self) -> Result<Link, ConnectError> {
-        let inner = pki::server_verifier(self.identity).map_err(ConnectError::Tls)?;
-        let witness = Arc::new(Witness { inner, finding: Mutex::new(None) });
-        let verifier: Arc<dyn ServerCertVerifier> = Arc::clone(&witness) as _;
-        let tls = pki::client_config(self.identity, &[ALPN], verifier).map_err(ConnectError::Tls)?;
-        let tls = QuicClientConfig::try_from(tls)
-            .expect("the pki room names ring, whose TLS 1.3 suites QUIC needs");
+        let witness = Arc::new(Witness { inner: Arc::clone(&self.tls.verifier), finding: Mutex::new(None) });
+        let mut tls = self.tls.config.clone();
+        tls.dangerous().set_certificate_verifier(Arc::clone(&witness) as _);
+        let tls =
+            QuicClientConfig::try_from(tls).expect("the pki room offers the cipher suite that QUIC needs");
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(Arc::clone(&self.transport));
         let connecting =
@@ -126,7 +139,8 @@ impl Call<'_> {
 
     /// TLS has checked that the name called is among those of the certificate; here it must be the only one, and a host's.
     fn check_identity(&self, connection: &quinn::Connection) -> Result<(), ConnectError> {
-        let presented = certificates_of(connection).as_deref().and_then(<[_]>::first).map(peer_identity);
+        let shown = certificates_of(connection);
+        let presented = shown.as_deref().and_then(<[_]>::first).map(|certificate| peer_identity(certificate));
         let presented = match presented {
             Some(Ok(PeerIdentity::Host(name))) if name == *self.peer => return Ok(()),
             Some(Ok(other)) => other.to_string(),
@@ -171,7 +185,7 @@ impl Call<'_> {
         match &error {
             ConnectionError::ApplicationClosed(closed) => {
                 let code = closed.error_code;
-                if code == close::NOT_LISTED.var_int() {
+                if code == close::NOT_ALLOWED.var_int() {
                     return ConnectError::NotListed { peer, address, us: self.us.clone() };
                 }
                 if code == close::BUSY.var_int() {

@@ -1,6 +1,6 @@
 //! The UDP socket, and both directions of calling over it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -8,21 +8,25 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use rustls_pki_types::UnixTime;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::accept::Door;
-use super::close::Code;
-use super::config::Config;
+use super::close;
 use super::congestion::Factory;
-use super::connect::Call;
-use super::error::{BindError, ConnectError};
+use super::connect::{Call, ClientTls};
+use super::error::{BindError, QuicError};
 use super::link::Link;
 use crate::model::HostId;
 use crate::model::limits::{LINKS_WAITING_MAX, STREAMS_PER_LINK_MAX};
 use crate::pki::{self, Identity, PeerIdentity};
 use crate::protocol::ALPN;
 
+/// A handshake is a few round trips; a caller that takes longer is turned away, and a callee that does is not there.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// How long peers have to confirm that they know of our end.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 /// Keep-alives go out this often, or three times in an idle timeout if that is shorter.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Bytes that one stream may have under way. At 10 Gbit/s this is 6.7 ms of round trip.
@@ -32,13 +36,20 @@ const LINK_WINDOW: u32 = 32 << 20;
 /// Wanted size of the socket's buffers. The usual 208 KiB hold 1.3 ms at 10 Gbit/s: too little to be late by one time slice.
 const SOCKET_BUFFER: usize = 8 << 20;
 
+/// How links behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transport {
+    /// A peer that is silent for so long is gone. Keep-alives make sure that only a dead one is silent.
+    pub idle_timeout: Duration,
+}
+
 /// Our end of the data plane: calls peers and is called by them, over one UDP socket.
 pub struct Endpoint {
     inner: quinn::Endpoint,
-    identity: Arc<Identity>,
+    tls: ClientTls,
     us: HostId,
     transport: Arc<TransportConfig>,
-    handshake_timeout: Duration,
+    handshake_within: Duration,
     accepted: Mutex<mpsc::Receiver<Link>>,
     door: JoinHandle<()>,
     congestion: Arc<Factory>,
@@ -59,50 +70,48 @@ impl Drop for Endpoint {
 }
 
 impl Endpoint {
-    /// Opens the socket and begins to accept those on `allow`. Must be called inside a tokio runtime.
+    /// Opens the socket and begins to accept those in `allowed`. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`BindError`]: the address is taken or not ours, the certificate is not a host's, TLS cannot be set up.
     pub fn bind(
-        config: &Config,
-        identity: Arc<Identity>,
-        allow: impl IntoIterator<Item = HostId>,
-    ) -> Result<Self, BindError> {
-        Self::bind_with(config, identity, allow, &[ALPN])
+        address: SocketAddr,
+        identity: &Identity,
+        allowed: BTreeSet<HostId>,
+        settings: Transport,
+    ) -> Result<Self, QuicError> {
+        Ok(Self::bind_with(address, identity, allowed, settings, HANDSHAKE_WITHIN, &[ALPN])?)
     }
 
     pub(super) fn bind_with(
-        config: &Config,
-        identity: Arc<Identity>,
-        allow: impl IntoIterator<Item = HostId>,
+        address: SocketAddr,
+        identity: &Identity,
+        allowed: BTreeSet<HostId>,
+        settings: Transport,
+        handshake_within: Duration,
         alpn: &[&[u8]],
     ) -> Result<Self, BindError> {
-        let PeerIdentity::Host(us) = identity.subject().clone() else {
-            let cert = identity.files().cert.clone();
-            return Err(BindError::NotAHost { cert, subject: identity.subject().to_string() });
-        };
-        let allow: HashSet<HostId> = allow.into_iter().collect();
-        let tls = pki::server_config(&identity, alpn).map_err(BindError::Tls)?;
-        let tls = QuicServerConfig::try_from(tls).map_err(BindError::Cipher)?;
+        let us = name_of(identity)?;
         let congestion = Arc::new(Factory::default());
+        let tls = pki::server_config(identity, alpn).map_err(BindError::Tls)?;
+        let tls = QuicServerConfig::try_from(tls).map_err(BindError::Cipher)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         // The accepting side greets; only the calling side takes a one-way stream, the greeting.
-        server.transport_config(Arc::new(transport(config, &congestion, 0)?));
-        let failed = |source| BindError::Bind { address: config.listen, source };
-        let socket = UdpSocket::bind(config.listen).map_err(failed)?;
+        server.transport_config(Arc::new(transport(settings, &congestion, 0)?));
+        let failed = |source| BindError::Bind { address, source };
+        let socket = UdpSocket::bind(address).map_err(failed)?;
         enlarge_buffers(&socket);
         let runtime = Arc::new(TokioRuntime);
         let inner =
             quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(failed)?;
         let (ready, accepted) = mpsc::channel(LINKS_WAITING_MAX);
-        let door = Arc::new(Door::new(allow, config.handshake_timeout, ready));
-        let door = tokio::spawn(door.run(inner.clone()));
+        let door = tokio::spawn(Arc::new(Door::new(allowed, handshake_within, ready)).run(inner.clone()));
         Ok(Self {
             inner,
-            identity,
+            tls: ClientTls::new(identity, alpn).map_err(BindError::Tls)?,
             us,
-            transport: Arc::new(transport(config, &congestion, 1)?),
-            handshake_timeout: config.handshake_timeout,
+            transport: Arc::new(transport(settings, &congestion, 1)?),
+            handshake_within,
             accepted: Mutex::new(accepted),
             door,
             congestion,
@@ -113,7 +122,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
         self.inner.local_addr()
     }
 
@@ -123,33 +132,22 @@ impl Endpoint {
         &self.us
     }
 
-    /// Turns `HOST:PORT` from the configuration into an address that this socket can reach.
-    ///
-    /// # Errors
-    /// [`ConnectError::Resolve`].
-    pub async fn resolve(&self, address: &str) -> Result<SocketAddr, ConnectError> {
-        let failed = |source| ConnectError::Resolve { address: address.to_owned(), source };
-        let takes_ipv6 = self.local_addr().is_ok_and(|ours| ours.is_ipv6());
-        let mut found = tokio::net::lookup_host(address).await.map_err(|e| failed(Some(e)))?;
-        found.find(|candidate| candidate.is_ipv4() || takes_ipv6).ok_or_else(|| failed(None))
-    }
-
     /// Calls the peer `expected` at `address`. When this returns, both sides have proven who they are and the peer has
     /// found us on its allow-list.
     ///
     /// # Errors
-    /// [`ConnectError`], which tells whose fault it is and what to do. Never takes longer than the handshake timeout.
-    pub async fn connect(&self, address: SocketAddr, expected: &HostId) -> Result<Link, ConnectError> {
+    /// [`ConnectError`](super::ConnectError), which tells whose fault it is and what to do, after five seconds at the latest.
+    pub async fn connect(&self, address: SocketAddr, expected: &HostId) -> Result<Link, QuicError> {
         let call = Call {
             endpoint: &self.inner,
-            identity: &self.identity,
+            tls: &self.tls,
             us: &self.us,
             transport: Arc::clone(&self.transport),
-            timeout: self.handshake_timeout,
+            timeout: self.handshake_within,
             address,
             peer: expected,
         };
-        call.run().await
+        Ok(call.run().await?)
     }
 
     /// The next peer that called and passed every gate. `None` when the endpoint is closed. Safe to cancel.
@@ -157,30 +155,46 @@ impl Endpoint {
         self.accepted.lock().await.recv().await
     }
 
-    /// Closes every link with `code` and waits until the peers have been told, for at most `patience`.
-    pub async fn shut_down(&self, code: Code, reason: &str, patience: Duration) {
+    /// Closes every link with [`close::STOPPING`] and waits, two seconds at most, until the peers have been told.
+    pub async fn close(&self) {
         self.congestion.let_all_closes_out();
-        self.inner.close(code.var_int(), reason.as_bytes());
+        self.inner.close(close::STOPPING.var_int(), b"");
         // When a peer does not answer there is nobody left to wait for.
-        let _ = tokio::time::timeout(patience, self.inner.wait_idle()).await;
+        let _ = tokio::time::timeout(FAREWELL_WITHIN, self.inner.wait_idle()).await;
+    }
+}
+
+/// Our name, and a look at our own certificate: better one line here than the same complaint from every peer.
+fn name_of(identity: &Identity) -> Result<HostId, BindError> {
+    let cert = &identity.files().cert;
+    match identity.name() {
+        Err(source) => Err(BindError::Unnamed { cert: cert.clone(), source: Box::new(source) }),
+        Ok(subject @ PeerIdentity::Operator(_)) => Err(BindError::NotAHost { cert: cert.clone(), subject }),
+        Ok(PeerIdentity::Host(us)) => {
+            if let Err(error) = identity.verify(UnixTime::now()) {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(cause, "peers will refuse this host: {error}");
+            }
+            Ok(us)
+        }
     }
 }
 
 fn transport(
-    config: &Config,
+    settings: Transport,
     congestion: &Arc<Factory>,
     one_way_streams: u32,
 ) -> Result<TransportConfig, BindError> {
     let setting = |what, given: Duration| BindError::Setting { what, given: format!("{given:?}") };
-    if config.idle_timeout.is_zero() {
-        return Err(setting("an idle timeout of nothing", config.idle_timeout));
+    if settings.idle_timeout.is_zero() {
+        return Err(setting("an idle timeout of nothing", settings.idle_timeout));
     }
-    let idle = IdleTimeout::try_from(config.idle_timeout)
-        .map_err(|_| setting("so long an idle timeout", config.idle_timeout))?;
+    let idle = IdleTimeout::try_from(settings.idle_timeout)
+        .map_err(|_| setting("so long an idle timeout", settings.idle_timeout))?;
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(KEEP_ALIVE.min(config.idle_timeout / 3)))
+        .keep_alive_interval(Some(KEEP_ALIVE.min(settings.idle_timeout / 3)))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(LINK_WINDOW))
         .send_window(u64::from(LINK_WINDOW))

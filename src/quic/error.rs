@@ -6,7 +6,36 @@ use quinn::ConnectionError;
 
 use super::close;
 use crate::model::HostId;
-use crate::pki::PkiError;
+use crate::pki::{PeerIdentity, PkiError};
+
+/// Anything that goes wrong on the data plane.
+#[derive(Debug, thiserror::Error)]
+pub enum QuicError {
+    /// The endpoint could not be opened.
+    #[error(transparent)]
+    Bind(Box<BindError>),
+    /// A peer could not be called.
+    #[error(transparent)]
+    Connect(Box<ConnectError>),
+    /// A link that was up is gone.
+    #[error(transparent)]
+    Lost(#[from] LinkError),
+    /// A stream was not taken to its end.
+    #[error(transparent)]
+    Finish(#[from] FinishError),
+}
+
+impl From<BindError> for QuicError {
+    fn from(error: BindError) -> Self {
+        Self::Bind(Box::new(error))
+    }
+}
+
+impl From<ConnectError> for QuicError {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect(Box::new(error))
+    }
+}
 
 /// The endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +57,16 @@ pub enum BindError {
         /// The certificate.
         cert: std::path::PathBuf,
         /// Who it is for.
-        subject: String,
+        subject: PeerIdentity,
+    },
+    /// Our certificate has no name that decamp gives.
+    #[error("the certificate in {cert:?} is not a decamp certificate")]
+    Unnamed {
+        /// The certificate.
+        cert: std::path::PathBuf,
+        /// What is wrong with its name.
+        #[source]
+        source: Box<PkiError>,
     },
     /// TLS could not be set up.
     #[error("cannot set up TLS for the data plane")]
@@ -49,15 +87,6 @@ pub enum BindError {
 /// A peer could not be called.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The address does not resolve.
-    #[error("the address {address:?} cannot be resolved to an address that this agent can reach")]
-    Resolve {
-        /// As given in the configuration or by the operator.
-        address: String,
-        /// The resolver's answer, when there was one.
-        #[source]
-        source: Option<std::io::Error>,
-    },
     /// Nothing came back.
     #[error(
         "no answer from {peer} at udp {address} within {waited_ms} ms: is the agent running there, is the address right, and does every firewall let UDP port {} through", address.port()
@@ -174,9 +203,6 @@ pub enum ConnectError {
         #[source]
         source: quinn::ConnectError,
     },
-    /// Our own TLS settings fail.
-    #[error("cannot set up TLS for the call")]
-    Tls(#[source] PkiError),
     /// The link was lost before it was ready.
     #[error("the link to {peer} at {address} failed while it was being set up")]
     Lost {
@@ -194,7 +220,7 @@ impl ConnectError {
     /// May the same call succeed later without anybody changing anything?
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. } | Self::Busy { .. } | Self::Resolve { .. } | Self::Lost { .. })
+        matches!(self, Self::NoAnswer { .. } | Self::Busy { .. } | Self::Lost { .. })
     }
 }
 

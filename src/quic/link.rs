@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::close::{self, Code};
 use super::congestion;
-use super::error::LinkError;
+use super::error::{LinkError, QuicError};
 use super::stream::Stream;
 use crate::model::HostId;
 
@@ -76,8 +76,8 @@ impl Link {
     /// bytes that are written to it.
     ///
     /// # Errors
-    /// The link is gone.
-    pub async fn open_bi(&self) -> Result<Stream, LinkError> {
+    /// [`QuicError::Lost`]: the link is gone.
+    pub async fn open_bi(&self) -> Result<Stream, QuicError> {
         let halves = self.0.connection.open_bi().await.map_err(|e| self.lost(e))?;
         Ok(Stream::new(halves, self))
     }
@@ -85,9 +85,9 @@ impl Link {
     /// The next stream that the peer opened, in the order in which it opened them.
     ///
     /// # Errors
-    /// The link is gone, which is also how a link ends normally: [`LinkError::ClosedByPeer`] with
+    /// [`QuicError::Lost`]: the link is gone, which is also how a link ends normally: [`LinkError::ClosedByPeer`] with
     /// [`close::DONE`].
-    pub async fn accept_bi(&self) -> Result<Stream, LinkError> {
+    pub async fn accept_bi(&self) -> Result<Stream, QuicError> {
         let halves = self.0.connection.accept_bi().await.map_err(|e| self.lost(e))?;
         Ok(Stream::new(halves, self))
     }

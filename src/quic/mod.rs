@@ -5,7 +5,7 @@
 //!   │ ── handshake, ALPN decamp/1, certificate ──▶ │  TLS: our CA? valid now? ── no ──▶ TLS alert
 //!   │ ◀── certificate: our CA? the name called? ── │
 //!   │                                              │  a host's certificate? ── no ──▶ close NOT_A_HOST
-//!   │                                              │  on the allow-list?    ── no ──▶ close NOT_LISTED
+//!   │                                              │  on the allow-list?    ── no ──▶ close NOT_ALLOWED
 //!   │ ◀──────── greeting (one-way stream) ──────── │
 //!   │ ═════════════ streams, either way ══════════ │
 //! ```
@@ -18,7 +18,6 @@
 
 mod accept;
 pub mod close;
-mod config;
 mod congestion;
 mod connect;
 mod endpoint;
@@ -26,9 +25,8 @@ mod error;
 mod link;
 mod stream;
 
-pub use config::{Config, PORT};
-pub use endpoint::Endpoint;
-pub use error::{BindError, ConnectError, FinishError, LinkError};
+pub use endpoint::{Endpoint, Transport};
+pub use error::{BindError, ConnectError, FinishError, LinkError, QuicError};
 pub use link::{Link, LinkStats};
 pub use stream::{Stream, StreamReader, StreamWriter};
 

@@ -3,16 +3,23 @@
 //! A clean end is only ever said on purpose, by [`StreamWriter::finish`] or `shutdown`. quinn ends a dropped stream cleanly
 //! too; here a dropped writer resets it instead, so that a task which panicked or was cancelled between two frames cannot
 //! look to the peer like one that was done.
+//!
+//! The same care is taken with the other direction. Who has said its own clean end and drops the stream has had all it wanted
+//! to read: the peer is told [`close::DONE`], and its `finish` succeeds. Without that, a conversation that both sides end at
+//! the same moment would fail or not by which packet is first. Who drops the stream without a clean end tells
+//! [`close::DROPPED`], and the peer's `finish` fails.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use quinn::{RecvStream, SendStream, StoppedError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::close::{self, Code};
-use super::error::FinishError;
+use super::error::{FinishError, QuicError};
 use super::link::Link;
 
 /// Both directions of one stream.
@@ -22,10 +29,13 @@ pub struct Stream {
     writer: StreamWriter,
 }
 
-/// The reading half. Dropping it tells the peer to stop sending.
+/// The reading half. Dropping it before the end tells the peer to stop sending: with [`close::DONE`] if the writing half has
+/// said its clean end by then, with [`close::DROPPED`] otherwise.
 #[derive(Debug)]
 pub struct StreamReader {
     inner: RecvStream,
+    /// Has the writing half said a clean end?
+    said_end: Arc<AtomicBool>,
     /// Keeps the link up while there is a stream.
     _link: Link,
 }
@@ -36,6 +46,7 @@ pub struct StreamWriter {
     inner: SendStream,
     link: Link,
     state: State,
+    said_end: Arc<AtomicBool>,
 }
 
 /// What was said about the end of a stream.
@@ -52,9 +63,11 @@ enum State {
 impl Stream {
     pub(super) fn new(halves: (SendStream, RecvStream), link: &Link) -> Self {
         let (send, receive) = halves;
+        let said_end = Arc::new(AtomicBool::new(false));
+        let reader = StreamReader { inner: receive, said_end: Arc::clone(&said_end), _link: link.clone() };
         Self {
-            reader: StreamReader { inner: receive, _link: link.clone() },
-            writer: StreamWriter { inner: send, link: link.clone(), state: State::Open },
+            reader,
+            writer: StreamWriter { inner: send, link: link.clone(), state: State::Open, said_end },
         }
     }
 
@@ -68,18 +81,13 @@ impl Stream {
     ///
     /// # Errors
     /// See there.
-    pub async fn finish(&mut self) -> Result<(), FinishError> {
+    pub async fn finish(&mut self) -> Result<(), QuicError> {
         self.writer.finish().await
     }
 
     /// See [`StreamWriter::reset`].
     pub fn reset(&mut self, code: Code) {
         self.writer.reset(code);
-    }
-
-    /// See [`StreamWriter::set_priority`].
-    pub fn set_priority(&self, priority: i32) {
-        self.writer.set_priority(priority);
     }
 }
 
@@ -93,23 +101,31 @@ impl StreamReader {
 
 impl StreamWriter {
     /// Says that this was everything, and waits until the peer's QUIC has all of it. Whether the peer's program has read it
-    /// is for the protocol above to ask.
+    /// is for the protocol above to ask. A peer that has ended its own direction cleanly and gone had all it wanted.
     ///
     /// # Errors
     /// [`FinishError::Stopped`] when the peer stopped reading, [`FinishError::Lost`] when the link went first.
-    pub async fn finish(&mut self) -> Result<(), FinishError> {
+    pub async fn finish(&mut self) -> Result<(), QuicError> {
         if self.state == State::GivenUp {
-            return Err(FinishError::GivenUp);
+            return Err(FinishError::GivenUp.into());
         }
         // It fails when it was called before, which does no harm, and when the peer has stopped reading, which comes next.
         let _ = self.inner.finish();
-        self.state = State::Finished;
+        self.end();
         match self.inner.stopped().await {
             Ok(None) => Ok(()),
-            Ok(Some(code)) => Err(FinishError::Stopped { code: code.into_inner() }),
-            Err(StoppedError::ConnectionLost(source)) => Err(FinishError::Lost(self.link.lost(source))),
-            Err(StoppedError::ZeroRttRejected) => Err(FinishError::GivenUp),
+            Ok(Some(code)) if code == close::DONE.var_int() => Ok(()),
+            Ok(Some(code)) => Err(FinishError::Stopped { code: code.into_inner() }.into()),
+            Err(StoppedError::ConnectionLost(source)) => {
+                Err(FinishError::Lost(self.link.lost(source)).into())
+            }
+            Err(StoppedError::ZeroRttRejected) => Err(FinishError::GivenUp.into()),
         }
+    }
+
+    fn end(&mut self) {
+        self.state = State::Finished;
+        self.said_end.store(true, Ordering::Relaxed);
     }
 
     /// Gives the stream up: what is not delivered yet is thrown away, and the peer's next read fails with `code`.
@@ -118,12 +134,12 @@ impl StreamWriter {
         // The only error is that the stream is over already.
         let _ = self.inner.reset(code.var_int());
     }
+}
 
-    /// Higher goes first when several streams of a link have data waiting; 0 is the default. For a control stream or a
-    /// fault, which must not queue behind bulk data.
-    pub fn set_priority(&self, priority: i32) {
-        // The only error is that the stream is over.
-        let _ = self.inner.set_priority(priority);
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        let said_end = self.said_end.load(Ordering::Relaxed);
+        self.stop(if said_end { close::DONE } else { close::DROPPED });
     }
 }
 
@@ -156,7 +172,7 @@ impl AsyncWrite for StreamWriter {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state == State::Open {
-            self.state = State::Finished;
+            self.end();
         }
         AsyncWrite::poll_shutdown(Pin::new(&mut self.inner), cx)
     }

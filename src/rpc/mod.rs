@@ -10,6 +10,8 @@
     clippy::needless_pass_by_value
 )]
 
+pub mod json;
+
 /// Version 1 of every message.
 pub mod v1 {
     tonic::include_proto!("decamp.v1");

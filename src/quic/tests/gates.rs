@@ -1,5 +1,8 @@
 //! Who gets in, who does not, and what each is told.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::danger::ServerCertVerifier;
 
@@ -10,13 +13,16 @@ use crate::pki;
 use crate::protocol::ALPN;
 
 async fn call(caller: &Endpoint, callee: &Endpoint, name: &str) -> ConnectError {
-    let address = callee.local_addr().unwrap();
-    soon(caller.connect(address, &host(name))).await.expect_err("this caller must not get in")
+    let address = callee.local_address().unwrap();
+    match soon(caller.connect(address, &host(name))).await {
+        Err(QuicError::Connect(error)) => *error,
+        other => panic!("this caller must not get in: {other:?}"),
+    }
 }
 
 /// The endpoint has let nobody in, and still lets somebody good in.
 async fn nobody_got_in(a: &Endpoint, fleet: &Fleet) {
-    let good = endpoint(fleet.host("node-b"), &[]);
+    let good = endpoint(&fleet.host("node-b"), &[]);
     let (first, _theirs) = link(a, &good).await;
     assert_eq!(first.peer().as_str(), "node-b", "the first to get in is the good one");
     let nobody = tokio::time::timeout(Duration::from_millis(50), a.accept()).await;
@@ -29,15 +35,15 @@ async fn both_ends_know_each_other() {
     let (a, b) = two(&fleet);
     let (at_a, at_b) = link(&a, &b).await;
     assert_eq!((at_a.peer(), at_b.peer()), (&host("node-b"), &host("node-a")));
-    assert_eq!(at_b.address(), a.local_addr().unwrap());
-    assert_eq!(at_a.address(), b.local_addr().unwrap());
+    assert_eq!(at_b.address(), a.local_address().unwrap());
+    assert_eq!(at_a.address(), b.local_address().unwrap());
 }
 
 #[tokio::test]
 async fn a_host_of_another_ca_is_not_called() {
     let (fleet, other) = (Fleet::new(), Fleet::new());
-    let a = endpoint(other.host("node-a"), &["node-b"]);
-    let b = endpoint(fleet.host("node-b"), &[]);
+    let a = endpoint(&other.host("node-a"), &["node-b"]);
+    let b = endpoint(&fleet.host("node-b"), &[]);
     let error = call(&b, &a, "node-a").await;
     assert!(matches!(error, ConnectError::OtherCa { .. }), "{error:?}");
     assert!(!error.is_transient());
@@ -46,8 +52,8 @@ async fn a_host_of_another_ca_is_not_called() {
 #[tokio::test]
 async fn a_caller_of_another_ca_gets_nothing() {
     let (fleet, other) = (Fleet::new(), Fleet::new());
-    let a = endpoint(fleet.host("node-a"), &["node-b"]);
-    let b = endpoint(fleet.host_of_another_ca(&other, "node-b"), &[]);
+    let a = endpoint(&fleet.host("node-a"), &["node-b"]);
+    let b = endpoint(&fleet.host_of_another_ca(&other, "node-b"), &[]);
     let error = call(&b, &a, "node-a").await;
     assert!(matches!(error, ConnectError::OurCertificateRefused { alert: 48, .. }), "{error:?}");
     nobody_got_in(&a, &fleet).await;
@@ -56,13 +62,13 @@ async fn a_caller_of_another_ca_gets_nothing() {
 #[tokio::test]
 async fn expired_certificates_are_told_apart() {
     let fleet = Fleet::new();
-    let a = endpoint(fleet.expired_host("node-a"), &["node-b"]);
-    let b = endpoint(fleet.host("node-b"), &[]);
+    let a = endpoint(&fleet.expired_host("node-a"), &["node-b"]);
+    let b = endpoint(&fleet.host("node-b"), &[]);
     let error = call(&b, &a, "node-a").await;
     assert!(matches!(error, ConnectError::Expired { .. }), "{error:?}");
 
-    let a = endpoint(fleet.host("node-a"), &["node-b"]);
-    let b = endpoint(fleet.expired_host("node-b"), &[]);
+    let a = endpoint(&fleet.host("node-a"), &["node-b"]);
+    let b = endpoint(&fleet.expired_host("node-b"), &[]);
     let error = call(&b, &a, "node-a").await;
     assert!(matches!(error, ConnectError::OurCertificateRefused { alert: 45, .. }), "{error:?}");
     nobody_got_in(&a, &fleet).await;
@@ -79,20 +85,33 @@ async fn somebody_else_at_the_address_is_named() {
     nobody_got_in(&a, &fleet).await;
 }
 
+/// With two names in it, its holder could choose who to be.
 #[tokio::test]
-async fn a_host_with_two_names_is_not_called_by_either() {
+async fn a_certificate_with_two_names_is_no_identity() {
     let fleet = Fleet::new();
-    let second = rcgen::SanType::DnsName("node-y".try_into().unwrap());
-    let files = fleet.odd_files("node-a", |params| params.subject_alt_names.push(second));
-    let error = crate::pki::load_identity(&files).unwrap_err();
-    assert!(matches!(error, crate::pki::PkiError::NotOneName { .. }), "{error:?}");
+    let two_names = fleet.odd_host("node-b", |params| {
+        params.subject_alt_names.push(rcgen::SanType::DnsName("node-c".try_into().unwrap()));
+    });
+    let allowed = BTreeSet::from([host("node-b"), host("node-c")]);
+    let usual = Transport { idle_timeout: USUAL.idle_timeout };
+    let bound = Endpoint::bind(loopback(), &two_names, allowed, usual);
+    assert!(
+        matches!(&bound, Err(QuicError::Bind(error)) if matches!(**error, BindError::Unnamed { .. })),
+        "{bound:?}"
+    );
+    let a = endpoint(&fleet.host("node-a"), &["node-b", "node-c"]);
+    assert_eq!(
+        application_code(raw_call(&a, &two_names, Some(&two_names)).await),
+        close::NOT_A_HOST.var_int()
+    );
+    nobody_got_in(&a, &fleet).await;
 }
 
 #[tokio::test]
 async fn an_unlisted_host_is_told_so() {
     let fleet = Fleet::new();
     let (a, _) = two(&fleet);
-    let c = endpoint(fleet.host("node-c"), &[]);
+    let c = endpoint(&fleet.host("node-c"), &[]);
     let error = call(&c, &a, "node-a").await;
     assert!(matches!(&error, ConnectError::NotListed { .. }), "{error:?}");
     assert!(error.to_string().contains("[peers.node-c]"), "{error}");
@@ -112,7 +131,7 @@ async fn raw_call(a: &Endpoint, trusts: &Identity, shows: Option<&Identity>) -> 
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     let raw = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let attempt = async {
-        let connection = raw.connect_with(config, a.local_addr().unwrap(), "node-a").unwrap().await?;
+        let connection = raw.connect_with(config, a.local_address().unwrap(), "node-a").unwrap().await?;
         let (mut send, mut receive) = connection.open_bi().await?;
         let _ = send.write_all(b"let me in").await;
         let _ = receive.read_to_end(100).await;
@@ -120,6 +139,13 @@ async fn raw_call(a: &Endpoint, trusts: &Identity, shows: Option<&Identity>) -> 
     };
     let outcome: Result<(), _> = soon(attempt).await;
     outcome.unwrap_err()
+}
+
+fn application_code(error: quinn::ConnectionError) -> quinn::VarInt {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(closed) => closed.error_code,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Has no certificate to show.
@@ -153,24 +179,22 @@ async fn a_caller_without_a_certificate_gets_nothing() {
 async fn an_operator_is_no_host() {
     let fleet = Fleet::new();
     let operator = fleet.operator("alice");
-    let bind = Endpoint::bind(&config(), Arc::new(fleet.operator("alice")), []);
-    assert!(matches!(bind, Err(BindError::NotAHost { .. })), "{bind:?}");
+    let usual = Transport { idle_timeout: USUAL.idle_timeout };
+    let bound = Endpoint::bind(loopback(), &operator, BTreeSet::new(), usual);
+    assert!(
+        matches!(&bound, Err(QuicError::Bind(error)) if matches!(**error, BindError::NotAHost { .. })),
+        "{bound:?}"
+    );
     let (a, _) = two(&fleet);
-    match raw_call(&a, &operator, Some(&operator)).await {
-        quinn::ConnectionError::ApplicationClosed(closed) => {
-            assert_eq!(closed.error_code, close::NOT_A_HOST.var_int());
-        }
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(application_code(raw_call(&a, &operator, Some(&operator)).await), close::NOT_A_HOST.var_int());
     nobody_got_in(&a, &fleet).await;
 }
 
 #[tokio::test]
 async fn another_protocol_is_refused_both_ways() {
     let fleet = Fleet::new();
-    let identity = Arc::new(fleet.host("node-a"));
-    let a = Endpoint::bind_with(&config(), identity, [host("node-b")], &[b"decamp/999"]).unwrap();
-    let b = endpoint(fleet.host("node-b"), &[]);
+    let a = special(&fleet.host("node-a"), &["node-b"], &Settings { alpn: b"decamp/999", ..USUAL });
+    let b = endpoint(&fleet.host("node-b"), &[]);
     let error = call(&b, &a, "node-a").await;
     assert!(matches!(error, ConnectError::OtherProtocol { .. }), "{error:?}");
 }
@@ -180,40 +204,46 @@ async fn silence_is_reported_with_the_address() {
     let fleet = Fleet::new();
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
-    let quick = Config { handshake_timeout: Duration::from_millis(300), ..config() };
-    let b = Endpoint::bind(&quick, Arc::new(fleet.host("node-b")), []).unwrap();
+    let quick = Settings { handshake_within: Duration::from_millis(300), ..USUAL };
+    let b = special(&fleet.host("node-b"), &[], &quick);
     let error = soon(b.connect(address, &host("node-a"))).await.unwrap_err();
-    assert!(matches!(error, ConnectError::NoAnswer { .. }), "{error:?}");
-    assert!(error.is_transient() && error.to_string().contains(&address.to_string()), "{error}");
+    assert!(
+        matches!(&error, QuicError::Connect(error) if matches!(**error, ConnectError::NoAnswer { .. })),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
 }
 
 #[tokio::test]
 async fn addresses_that_cannot_work_are_refused_at_once() {
     let fleet = Fleet::new();
-    let b = endpoint(fleet.host("node-b"), &[]);
+    let b = endpoint(&fleet.host("node-b"), &[]);
     for address in ["[::1]:7626", "127.0.0.1:0"] {
         let error = b.connect(address.parse().unwrap(), &host("node-a")).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Invalid { .. }), "{error:?}");
+        assert!(
+            matches!(&error, QuicError::Connect(error) if matches!(**error, ConnectError::Invalid { .. })),
+            "{error:?}"
+        );
     }
-    for address in ["[::1]:7626", "no-port", "127.0.0.1:99999"] {
-        let error = b.resolve(address).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Resolve { .. }), "{error:?}");
-    }
-    assert_eq!(b.resolve("127.0.0.1:7626").await.unwrap(), "127.0.0.1:7626".parse().unwrap());
-    let taken = Config { listen: b.local_addr().unwrap(), ..config() };
-    let error = Endpoint::bind(&taken, Arc::new(fleet.host("node-b")), []).unwrap_err();
-    assert!(matches!(error, BindError::Bind { .. }), "{error:?}");
+    let usual = Transport { idle_timeout: USUAL.idle_timeout };
+    let taken = b.local_address().unwrap();
+    let error = Endpoint::bind(taken, &fleet.host("node-b"), BTreeSet::new(), usual).unwrap_err();
+    assert!(
+        matches!(&error, QuicError::Bind(error) if matches!(**error, BindError::Bind { .. })),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains(&taken.to_string()), "{error}");
 }
 
 /// More stalled handshakes than there are places, and noise on top: a good caller gets in while they hang.
 #[tokio::test]
 async fn slow_handshakes_do_not_keep_others_out() {
     let fleet = Fleet::new();
-    let patient = Config { handshake_timeout: PATIENCE * 2, ..config() };
-    let a = Endpoint::bind(&patient, Arc::new(fleet.host("node-a")), [host("node-b")]).unwrap();
-    let relay = Relay::to(a.local_addr().unwrap()).await;
+    let patient = Settings { handshake_within: PATIENCE * 2, ..USUAL };
+    let a = special(&fleet.host("node-a"), &["node-b"], &patient);
+    let relay = Relay::to(a.local_address().unwrap()).await;
     relay.swallow_answers();
-    let stalled = Arc::new(Endpoint::bind(&patient, Arc::new(fleet.host("node-c")), []).unwrap());
+    let stalled = Arc::new(special(&fleet.host("node-c"), &[], &patient));
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..HANDSHAKES_MAX + 10 {
         let (stalled, address) = (Arc::clone(&stalled), relay.address);
@@ -228,9 +258,9 @@ async fn slow_handshakes_do_not_keep_others_out() {
     let noise = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for length in 0..200_usize {
         let junk: Vec<u8> = (0..length * 7).map(|i| u8::try_from((i * 37 + length) % 256).unwrap()).collect();
-        let _ = noise.send_to(&junk, a.local_addr().unwrap()).await;
+        let _ = noise.send_to(&junk, a.local_address().unwrap()).await;
     }
-    let b = endpoint(fleet.host("node-b"), &[]);
+    let b = endpoint(&fleet.host("node-b"), &[]);
     let (at_a, _at_b) = link(&a, &b).await;
     assert_eq!(at_a.peer(), &host("node-b"));
     assert!(calls.try_join_next().is_none(), "the slow ones are still hanging");
@@ -241,14 +271,16 @@ async fn slow_handshakes_do_not_keep_others_out() {
 async fn a_full_queue_answers_busy() {
     let fleet = Fleet::new();
     let (a, b) = two(&fleet);
-    let address = a.local_addr().unwrap();
+    let address = a.local_address().unwrap();
     let mut links = Vec::new();
     for _ in 0..crate::model::limits::LINKS_WAITING_MAX {
         links.push(soon(b.connect(address, &host("node-a"))).await.unwrap());
     }
     let error = soon(b.connect(address, &host("node-a"))).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Busy { .. }), "{error:?}");
-    assert!(error.is_transient());
+    assert!(
+        matches!(&error, QuicError::Connect(error) if matches!(**error, ConnectError::Busy { .. })),
+        "{error:?}"
+    );
     a.accept().await.unwrap();
     soon(b.connect(address, &host("node-a"))).await.unwrap();
 }

@@ -5,7 +5,6 @@ mod relay;
 mod transfer;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -20,17 +19,37 @@ fn host(name: &str) -> HostId {
     HostId::try_from(name).unwrap()
 }
 
-fn config() -> Config {
-    Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::default() }
+/// What an endpoint under test does differently from the usual.
+struct Settings {
+    idle_timeout: Duration,
+    handshake_within: Duration,
+    alpn: &'static [u8],
 }
 
-fn endpoint(identity: Identity, allow: &[&str]) -> Endpoint {
-    Endpoint::bind(&config(), Arc::new(identity), allow.iter().map(|name| host(name))).unwrap()
+const USUAL: Settings = Settings {
+    idle_timeout: Duration::from_secs(10),
+    handshake_within: Duration::from_secs(5),
+    alpn: crate::protocol::ALPN,
+};
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn special(identity: &Identity, allowed: &[&str], settings: &Settings) -> Endpoint {
+    let transport = Transport { idle_timeout: settings.idle_timeout };
+    let allowed = allowed.iter().map(|name| host(name)).collect();
+    let within = settings.handshake_within;
+    Endpoint::bind_with(loopback(), identity, allowed, transport, within, &[settings.alpn]).unwrap()
+}
+
+fn endpoint(identity: &Identity, allowed: &[&str]) -> Endpoint {
+    special(identity, allowed, &USUAL)
 }
 
 /// `node-a` accepts `node-b`.
 fn two(fleet: &Fleet) -> (Endpoint, Endpoint) {
-    (endpoint(fleet.host("node-a"), &["node-b"]), endpoint(fleet.host("node-b"), &[]))
+    (endpoint(&fleet.host("node-a"), &["node-b"]), endpoint(&fleet.host("node-b"), &[]))
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -44,5 +63,5 @@ async fn link_over(a: &Endpoint, b: &Endpoint, address: SocketAddr) -> (Link, Li
 }
 
 async fn link(a: &Endpoint, b: &Endpoint) -> (Link, Link) {
-    link_over(a, b, a.local_addr().unwrap()).await
+    link_over(a, b, a.local_address().unwrap()).await
 }

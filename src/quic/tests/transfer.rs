@@ -92,6 +92,40 @@ async fn a_dropped_writer_is_no_clean_end() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error:?}");
 }
 
+/// Both say their clean end; one is faster and drops the stream before the other's end has arrived.
+#[tokio::test]
+async fn both_ends_may_finish_at_once() {
+    let fleet = Fleet::new();
+    let (a, b) = two(&fleet);
+    let (at_a, at_b) = link(&a, &b).await;
+    for answer in [&b""[..], b"an answer that the peer has read"] {
+        let mut fast = at_b.open_bi().await.unwrap();
+        fast.write_all(b"x").await.unwrap();
+        let mut slow = soon(at_a.accept_bi()).await.unwrap();
+        slow.write_all(answer).await.unwrap();
+        soon(fast.read_exact(&mut vec![0; answer.len()])).await.unwrap();
+        soon(fast.finish()).await.unwrap();
+        drop(fast);
+        // By now the request to stop has arrived.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        soon(slow.finish()).await.unwrap();
+    }
+}
+
+/// A reader that dies has not had all it wanted.
+#[tokio::test]
+async fn finish_tells_that_the_peer_died() {
+    let fleet = Fleet::new();
+    let (a, b) = two(&fleet);
+    let (at_a, at_b) = link(&a, &b).await;
+    let mut out = at_b.open_bi().await.unwrap();
+    out.write_all(b"x").await.unwrap();
+    drop(soon(at_a.accept_bi()).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let error = soon(out.finish()).await.unwrap_err();
+    assert!(matches!(error, QuicError::Finish(FinishError::Stopped { code: 0 })), "{error:?}");
+}
+
 #[tokio::test]
 async fn finish_tells_when_the_peer_did_not_want_it() {
     let fleet = Fleet::new();
@@ -100,16 +134,16 @@ async fn finish_tells_when_the_peer_did_not_want_it() {
     let mut out = at_b.open_bi().await.unwrap();
     out.write_all(b"x").await.unwrap();
     let (mut reader, _writer) = soon(at_a.accept_bi()).await.unwrap().split();
-    reader.stop(close::CANCELLED);
+    reader.stop(close::ABORTED);
     // The stop may still be under way when the first byte is acknowledged, so data goes on until it has arrived.
     let stopped = soon(async { while out.write_all(&[0; 1000]).await.is_ok() {} });
     stopped.await;
     let error = soon(out.finish()).await.unwrap_err();
-    assert!(matches!(error, FinishError::Stopped { code: 7 }), "{error:?}");
+    assert!(matches!(error, QuicError::Finish(FinishError::Stopped { code: 7 })), "{error:?}");
     let mut given_up = at_b.open_bi().await.unwrap();
-    given_up.reset(close::CANCELLED);
+    given_up.reset(close::ABORTED);
     let error = soon(given_up.finish()).await.unwrap_err();
-    assert!(matches!(error, FinishError::GivenUp), "{error:?}");
+    assert!(matches!(error, QuicError::Finish(FinishError::GivenUp)), "{error:?}");
 }
 
 #[tokio::test]
@@ -117,7 +151,7 @@ async fn a_close_carries_its_code_and_reason() {
     let fleet = Fleet::new();
     let (a, b) = two(&fleet);
     let (at_a, at_b) = link(&a, &b).await;
-    at_b.close(close::CANCELLED, "the operator\u{1b}[31m pressed Ctrl-C");
+    at_b.close(close::ABORTED, "the operator\u{1b}[31m pressed Ctrl-C");
     match soon(at_a.closed()).await {
         LinkError::ClosedByPeer { code: 7, reason, .. } => {
             assert_eq!(reason, "the operator[31m pressed Ctrl-C", "no control characters from a peer");
@@ -125,29 +159,33 @@ async fn a_close_carries_its_code_and_reason() {
         other => panic!("{other:?}"),
     }
     assert!(matches!(at_b.closed().await, LinkError::ClosedHere { .. }));
-    assert!(matches!(at_a.open_bi().await, Err(LinkError::ClosedByPeer { .. })));
+    assert!(matches!(at_a.open_bi().await, Err(QuicError::Lost(LinkError::ClosedByPeer { .. }))));
     assert!(at_a.close_reason().is_some());
 }
 
 /// Cancelling in the middle of bulk: the window is full, nothing is acknowledged, and the peer must be told all the same.
 #[tokio::test]
 async fn a_close_gets_through_a_full_window() {
-    for shut_down in [false, true] {
+    for (stop_agent, expected) in [(false, close::ABORTED), (true, close::STOPPING)] {
         let fleet = Fleet::new();
         let (a, b) = two(&fleet);
-        let relay = Relay::to(a.local_addr().unwrap()).await;
+        let relay = Relay::to(a.local_address().unwrap()).await;
         let (at_a, at_b) = link_over(&a, &b, relay.address).await;
         let mut out = at_b.open_bi().await.unwrap();
         relay.swallow_answers();
         let stuck = tokio::time::timeout(Duration::from_millis(300), out.write_all(&vec![0; 64 << 20])).await;
         assert!(stuck.is_err(), "the window is not full");
-        if shut_down {
-            b.shut_down(close::CANCELLED, "", Duration::from_millis(100)).await;
+        if stop_agent {
+            b.close().await;
         } else {
-            at_b.close(close::CANCELLED, "");
+            at_b.close(close::ABORTED, "");
         }
         let why = soon(at_a.closed()).await;
-        assert!(matches!(why, LinkError::ClosedByPeer { code: 7, .. }), "shut_down {shut_down}: {why:?}");
+        let code = u64::from(expected.number());
+        assert!(
+            matches!(why, LinkError::ClosedByPeer { code: seen, .. } if seen == code),
+            "{expected:?}: {why:?}"
+        );
     }
 }
 
@@ -156,7 +194,7 @@ async fn a_close_gets_through_a_full_window() {
 async fn dropping_everything_gets_through_a_full_window() {
     let fleet = Fleet::new();
     let (a, b) = two(&fleet);
-    let relay = Relay::to(a.local_addr().unwrap()).await;
+    let relay = Relay::to(a.local_address().unwrap()).await;
     let (at_a, at_b) = link_over(&a, &b, relay.address).await;
     let mut out = at_b.open_bi().await.unwrap();
     relay.swallow_answers();
@@ -174,7 +212,7 @@ async fn shutting_down_tells_every_peer() {
     let fleet = Fleet::new();
     let (a, b) = two(&fleet);
     let (_at_a, at_b) = link(&a, &b).await;
-    soon(a.shut_down(close::SHUTTING_DOWN, "", PATIENCE)).await;
+    soon(a.close()).await;
     let why = soon(at_b.closed()).await;
     assert!(matches!(why, LinkError::ClosedByPeer { code: 5, .. }), "{why:?}");
     assert!(soon(a.accept()).await.is_none(), "nobody is accepted any more");
@@ -194,10 +232,10 @@ async fn a_dropped_link_closes() {
 #[tokio::test]
 async fn a_peer_that_vanishes_is_noticed() {
     let fleet = Fleet::new();
-    let quick = Config { idle_timeout: Duration::from_millis(800), ..config() };
-    let a = Endpoint::bind(&quick, Arc::new(fleet.host("node-a")), [host("node-b")]).unwrap();
-    let b = endpoint(fleet.host("node-b"), &[]);
-    let relay = Relay::to(a.local_addr().unwrap()).await;
+    let quick = Settings { idle_timeout: Duration::from_millis(800), ..USUAL };
+    let a = special(&fleet.host("node-a"), &["node-b"], &quick);
+    let b = endpoint(&fleet.host("node-b"), &[]);
+    let relay = Relay::to(a.local_address().unwrap()).await;
     let (at_a, at_b) = link_over(&a, &b, relay.address).await;
     let mut out = at_b.open_bi().await.unwrap();
     out.write_all(b"x").await.unwrap();
@@ -240,12 +278,12 @@ async fn streams_are_bounded() {
 async fn a_restarted_agent_is_told_from_a_dead_one() {
     let fleet = Fleet::new();
     let (a, b) = two(&fleet);
-    let address = a.local_addr().unwrap();
+    let address = a.local_address().unwrap();
     let relay = Relay::to(address).await;
     let (at_a, at_b) = link_over(&a, &b, relay.address).await;
     relay.cut();
     drop(at_a);
-    a.shut_down(close::SHUTTING_DOWN, "", PATIENCE).await;
+    a.close().await;
     relay.mend();
     let why = soon(at_b.closed()).await;
     assert!(matches!(why, LinkError::Restarted { .. }), "{why:?}");

@@ -1,0 +1,70 @@
+//! What this host is and can do; what is missing becomes a reason that every migration is refused with.
+
+use crate::config::Config;
+use crate::criu;
+use crate::migration::chain;
+use crate::model::PAGE_SIZE;
+use crate::rpc::v1::{HostFacts, Reason};
+use crate::runtime::Runc;
+
+/// Looks once, at the start.
+pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reason>) {
+    let mut problems = Vec::new();
+    let mut problem = |code: &str, what: &str, evidence: String, remedy: &str| {
+        problems.push(Reason {
+            code: code.to_owned(),
+            what: format!("{what} on {}", config.host),
+            evidence,
+            remedy: remedy.to_owned(),
+        });
+    };
+    let criu_version = match criu::check(&config.runtime.criu).await {
+        Ok(version) => version.to_string(),
+        Err(error) => {
+            problem(
+                "criu",
+                "CRIU is not usable",
+                chain(&error),
+                "install criu 4.2 or later, then restart the agent",
+            );
+            String::new()
+        }
+    };
+    let runtime_version = match runc.version().await {
+        Ok(version) => version,
+        Err(error) => {
+            problem("runtime", "runc is not usable", chain(&error), "install runc, then restart the agent");
+            String::new()
+        }
+    };
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(0);
+    if usize::try_from(page_size) != Ok(PAGE_SIZE) {
+        problem(
+            "page-size",
+            "pages are not 4 KiB",
+            format!("{page_size} bytes"),
+            "use a kernel with 4 KiB pages",
+        );
+    }
+    let kernel = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let cgroup = if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "cgroup-v2"
+    } else {
+        "cgroup-v1"
+    };
+    let capabilities = ["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
+    let facts = HostFacts {
+        host: config.host.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel,
+        page_size: u32::try_from(page_size).unwrap_or(0),
+        criu_version,
+        runtime_version,
+        capabilities: capabilities.map(str::to_owned).to_vec(),
+        protocol_versions: crate::protocol::VERSIONS.to_vec(),
+    };
+    (facts, problems)
+}

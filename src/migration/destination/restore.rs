@@ -1,0 +1,349 @@
+//! From bytes to a container: its home, network and images made ready, CRIU's restore up to the hold, the decision, the
+//! release. And the reverse: everything of an arrival that must not stay, removed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::super::home::{Arrived, Home};
+use super::super::host::MemoryPromise;
+use super::super::scratch::Scratch;
+use super::super::{Host, MigrationError, progress::unix_us};
+use super::preflight::Plan;
+use super::receive::Incoming;
+use crate::criu::{TcpPolicy, diagnose};
+use crate::hook::{Action, HookCall, HookWaiter, Verdict};
+use crate::journal::{Record, Stage};
+use crate::model::ContainerId;
+use crate::model::layout::ObjectLayout;
+use crate::network::{self, Prepared};
+use crate::rpc::v1::{Offer, Ready, Running, Timing};
+use crate::runtime::{Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, mount_overlay};
+use crate::store::assemble::{AssembleStats, assemble};
+use crate::store::{PageStore, StoreError};
+
+/// From the start of the restore to its hold, and from the release to the end.
+const RESTORE_WITHIN: Duration = Duration::from_secs(600);
+const DELETE_WITHIN: Duration = Duration::from_secs(30);
+
+/// What an arrival has made on this host so far.
+pub(super) struct Arriving {
+    pub(super) home: Home,
+    pub(super) scratch: Scratch,
+    network: Option<Prepared>,
+    restoring: Option<Restoring>,
+    _memory: MemoryPromise,
+}
+
+struct Restoring {
+    run: RuntimeRun,
+    waiter: HookWaiter,
+    hold: Option<HookCall>,
+}
+
+/// Sets a flag when it goes: the assembling threads look at it.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn assemble_off_thread(
+    store: Arc<PageStore>,
+    layouts: Vec<ObjectLayout>,
+    folder: PathBuf,
+) -> Result<AssembleStats, MigrationError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let _stop_when_left = StopOnDrop(Arc::clone(&stop));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = move || assemble(&store, &layouts, &folder, 1, threads, &stop);
+    let done: Result<AssembleStats, StoreError> =
+        tokio::task::spawn_blocking(work).await.map_err(|_| MigrationError::Stopping)?;
+    Ok(done?)
+}
+
+fn timing(name: &str, since: Instant) -> Timing {
+    let duration_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Timing { name: name.to_owned(), duration_us }
+}
+
+/// Makes home, network and scratch. What was made before a failure is removed by [`clean_home`].
+pub(super) async fn prepare(
+    host: &Arc<Host>,
+    record: &mut Record,
+    offer: &Offer,
+    plan: &Plan,
+) -> Result<Arriving, MigrationError> {
+    let memory = host.promise_memory(offer.memory_bytes.saturating_mul(2));
+    let home = super::home(host, &record.container);
+    home.create()?;
+    for mount in &plan.copied {
+        let path = home.volume(mount.index);
+        let made = if mount.is_directory { std::fs::create_dir(&path) } else { std::fs::write(&path, b"") };
+        made.map_err(MigrationError::io("create", &path))?;
+    }
+    let scratch = Scratch::create(&host.run_dir, &record.migration)?;
+    let network = match &plan.network {
+        Some(descriptor) => Some(network::prepare(descriptor, host.settings.bridge.as_deref()).await?),
+        None => None,
+    };
+    record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
+    home.write_arrived(&Arrived {
+        from: record.peer.clone(),
+        migration: record.migration.to_string(),
+        network: network.as_ref().map(|prepared| prepared.name().to_owned()),
+        host_ends: record.host_ends.clone(),
+    })?;
+    host.journal.put(record).await?;
+    Ok(Arriving { home, scratch, network, restoring: None, _memory: memory })
+}
+
+impl Arriving {
+    /// Where the root file system's tree is received.
+    pub(super) fn root_tree(&self, plan: &Plan) -> PathBuf {
+        if plan.overlay.is_some() { self.home.upper() } else { self.home.rootfs() }
+    }
+
+    fn write_bundle(&self, plan: &Plan) -> Result<(), MigrationError> {
+        if let Some(overlay) = &plan.overlay {
+            let overlay = OverlayMount { upper: self.home.upper(), ..overlay.clone() };
+            mount_overlay(&overlay, &self.home.work(), &self.home.rootfs())?;
+        }
+        let mut bind_sources: BTreeMap<String, PathBuf> = plan.fixed_sources.clone();
+        for mount in &plan.copied {
+            bind_sources.insert(mount.destination.clone(), self.home.volume(mount.index));
+        }
+        let network_namespace =
+            self.network.as_ref().map(|prepared| Path::new("/run/netns").join(prepared.name()));
+        let bundle: Bundle = plan.bundle.clone().rewrite(&Rewrite { bind_sources, network_namespace })?;
+        let path = self.home.bundle().join("config.json");
+        std::fs::write(&path, bundle.to_bytes()?).map_err(MigrationError::io("write", &path))
+    }
+
+    /// Assembles the images and restores up to the hold.
+    pub(super) async fn restore(
+        &mut self,
+        host: &Host,
+        record: &Record,
+        plan: &Plan,
+        incoming: &Incoming,
+        layouts: Vec<ObjectLayout>,
+    ) -> Result<Ready, MigrationError> {
+        let began = Instant::now();
+        let assembled =
+            assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
+        let mut timings = vec![timing("assemble", began)];
+        let began = Instant::now();
+        self.write_bundle(plan)?;
+        let waiter = host.hooks.register();
+        let environment =
+            self.scratch.criu_environment(&host.program, plan.tcp, host.hooks.path(), waiter.token())?;
+        let run = host.runc.restore(&Restore {
+            id: &record.container,
+            bundle: &self.home.bundle(),
+            images: &self.scratch.images(),
+            work: &self.scratch.work(),
+            tcp_established: plan.tcp == TcpPolicy::Keep,
+            environment: &environment,
+        })?;
+        let restoring = self.restoring.insert(Restoring { run, waiter, hold: None });
+        let held =
+            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostRestore, &self.scratch)).await;
+        let call =
+            held.map_err(|_| MigrationError::Deadline { what: "the restore", after: RESTORE_WITHIN })??;
+        restoring.hold = Some(call);
+        timings.push(timing("restore", began));
+        Ok(Ready { epoch: record.epoch.0, timings, pages_verified: assembled.pages_verified })
+    }
+
+    /// Returns when CRIU dies at the hold.
+    pub(super) async fn died(&mut self) -> MigrationError {
+        let Some(Restoring { hold: Some(hold), .. }) = &mut self.restoring else {
+            return std::future::pending().await;
+        };
+        hold.gone().await;
+        restore_error("CRIU ended while it was held".to_owned(), &self.scratch)
+    }
+
+    /// The decision, then the release. An error means that no task of the container ran.
+    pub(super) async fn commit(
+        &mut self,
+        host: &Host,
+        record: &mut Record,
+    ) -> Result<Running, MigrationError> {
+        let began = Instant::now();
+        record.stage = Stage::Committed;
+        host.journal.put(record).await?;
+        let mut timings = vec![timing("decision", began)];
+        let began = Instant::now();
+        if let Some(network) = &self.network {
+            network.up().await?;
+        }
+        timings.push(timing("network", began));
+        let began = Instant::now();
+        let restoring = self.restoring.as_mut().ok_or(crate::hook::HookError::Never)?;
+        let hold = restoring.hold.take().ok_or(crate::hook::HookError::Never)?;
+        hold.answer(Verdict::Proceed)?;
+        let resumed =
+            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostResume, &self.scratch)).await;
+        let resumed =
+            resumed.unwrap_or(Err(MigrationError::Deadline { what: "the resume", after: RESTORE_WITHIN }));
+        let resumed_us = match resumed {
+            Ok(call) => {
+                let resumed_us = unix_us();
+                call.answer(Verdict::Proceed)?;
+                resumed_us
+            }
+            // Without the hook's word only what is there counts.
+            Err(_) if runs(host, record) => unix_us(),
+            Err(error) => return Err(error),
+        };
+        timings.push(timing("resume", began));
+        record.stage = Stage::Running;
+        record.resumed_us = resumed_us;
+        host.journal.put(record).await?;
+        Ok(Running { epoch: record.epoch.0, resumed_us, timings, notes: Vec::new() })
+    }
+
+    /// The container runs: tell the network, let the runtime end, forget seeds.
+    pub(super) async fn settle(&mut self, host: &Host, record: &Record) {
+        if let Some(network) = self.network.take()
+            && let Err(error) = network.announce().await
+        {
+            tracing::warn!(container = %record.container, %error, "the network could not be told of the move");
+        }
+        if let Some(mut restoring) = self.restoring.take() {
+            match tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(container = %record.container, %error, "the runtime complained after the restore")
+                }
+                Err(_) => {
+                    tracing::warn!(container = %record.container, "the runtime does not end after the restore")
+                }
+            }
+        }
+        if let Err(error) = self.home.forget_retained() {
+            tracing::warn!(container = %record.container, %error, "old files of the container are left");
+        }
+        host.retained.remove(&record.container);
+    }
+}
+
+impl Restoring {
+    /// Lets CRIU pass every script point before the wanted one.
+    async fn reach(&mut self, wanted: Action, scratch: &Scratch) -> Result<HookCall, MigrationError> {
+        loop {
+            tokio::select! {
+                biased;
+                call = self.waiter.next() => {
+                    let call = call?;
+                    if call.action == wanted {
+                        return Ok(call);
+                    }
+                    call.answer(Verdict::Proceed)?;
+                }
+                done = self.run.wait() => {
+                    let words = match done {
+                        Ok(()) => "the runtime ended before the container was restored".to_owned(),
+                        Err(error) => super::super::error::chain(&error),
+                    };
+                    return Err(restore_error(words, scratch));
+                }
+            }
+        }
+    }
+}
+
+fn restore_error(last_words: String, scratch: &Scratch) -> MigrationError {
+    let diagnosis = diagnose(&scratch.work().join("restore.log"));
+    MigrationError::Criu {
+        doing: "the restore",
+        message: diagnosis.cause.map_or(last_words, str::to_owned),
+        log_lines: diagnosis.lines,
+        remedy: diagnosis.remedy,
+    }
+}
+
+fn runs(host: &Host, record: &Record) -> bool {
+    Container::read(&host.runc.root, &record.container).is_ok_and(|container| container.init_alive())
+}
+
+/// Removes everything of an arrival that failed: CRIU first, then the runtime's record, network, mounts, files.
+pub(super) async fn clean_up(host: &Host, record: &Record, mut arriving: Arriving) {
+    if let Some(mut restoring) = arriving.restoring.take() {
+        if let Some(hold) = restoring.hold.take()
+            && hold.answer(Verdict::Refuse("the migration was stopped".to_owned())).is_err()
+        {
+            tracing::debug!("CRIU was gone before it was told to stop");
+        }
+        // A waiter that is gone refuses every later hook.
+        drop(restoring.waiter);
+        if tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await.is_err() {
+            tracing::error!(container = %record.container, "the restore did not end and is killed");
+            restoring.run.kill().await;
+        }
+    }
+    if let Some(network) = arriving.network.take()
+        && let Err(error) = network.destroy().await
+    {
+        tracing::error!(container = %record.container, %error, "the network of a failed arrival is left");
+    }
+    drop(arriving);
+    clean_home(host, &record.container).await;
+}
+
+/// Removes a container that never ran here, as far as it exists: runtime's record, network, mounts, files.
+pub(super) async fn clean_home(host: &Host, id: &ContainerId) {
+    let home = super::home(host, id);
+    if !home.root.exists() {
+        return;
+    }
+    if let Ok(container) = Container::read(&host.runc.root, id)
+        && home.owns(&container.bundle)
+    {
+        if let Err(error) = container.freezer.kill_all(DELETE_WITHIN).await {
+            tracing::error!(container = %id, %error, "a half-made container could not be killed");
+        }
+        if let Err(error) = host.runc.delete(id, &host.run_dir, DELETE_WITHIN).await {
+            tracing::error!(container = %id, %error, "a half-made container could not be deleted");
+        }
+    }
+    if let Some(arrived) = home.arrived()
+        && let Some(name) = arrived.network
+        && let Err(error) = network::remove(&name, &arrived.host_ends).await
+    {
+        tracing::error!(container = %id, %error, "the network of a half-made container is left");
+    }
+    if let Err(error) = home.remove() {
+        tracing::error!(container = %id, error = super::super::error::chain(&error), "files of a half-made container are left");
+    }
+}
+
+/// At the agent's start: the decision was written, what became of it was not. CRIU may still be finishing on its own.
+///
+/// # Errors
+/// The journal cannot be written.
+pub async fn settle_committed(host: &Host, record: &Record) -> Result<Stage, MigrationError> {
+    let mut record = record.clone();
+    let until = Instant::now() + Duration::from_secs(10);
+    while !runs(host, &record) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    if runs(host, &record) {
+        if let Err(error) = network::raise(&record.host_ends).await {
+            tracing::error!(container = %record.container, %error, "the network of an arrived container could not be brought up");
+        }
+        record.stage = Stage::Running;
+        record.resumed_us = unix_us();
+    } else {
+        clean_home(host, &record.container).await;
+        record.stage = Stage::Fenced;
+    }
+    host.journal.put(&record).await?;
+    Ok(record.stage)
+}

@@ -1,0 +1,42 @@
+//! One migration, both sides. Start with `source/mod.rs` and `destination/mod.rs`: each tells its side from start to end.
+//!
+//! ```text
+//! source                                                            destination
+//! inspect ─▶ Offer ─────────────────────────────────────────────▶ preflight
+//!                  ◀───────────────────────────── Accept | Refuse   home, network, scratch made
+//! file round 1 ══════════════════════════════════════════════════▶ trees
+//! memory rounds 1..n ════════════════════════════════════════════▶ page store        container runs at the source
+//! file round 2 ══════════════════════════════════════════════════▶
+//! ─ t0 ─ dump, CRIU's pages compared with what was sent ─ hold                         container frozen
+//! last pages, files, images, layouts ════════════════════════════▶ assemble, CRIU restore ─ hold
+//!                  ◀───────────────────────────────────────── Ready
+//! freezer on, journal, Commit ───────────────────────────────────▶ journal = the decision, hold released ─ t1 ─
+//!                  ◀─────────────────────────────────────── Running                   container runs at the destination
+//! kill, clean up; Released ──────────────────────────────────────▶ forget
+//! ```
+//! What must never happen: two running copies, or none; a task that sees a byte that was not checked; anything left behind.
+//! This room tells the hands what to do; it never touches the kernel itself.
+
+pub mod clock;
+pub mod convergence;
+pub mod destination;
+mod error;
+mod guard;
+mod home;
+mod host;
+mod progress;
+mod recover;
+mod registry;
+pub mod request;
+mod scratch;
+mod session;
+pub mod source;
+
+pub use error::{MigrationError, chain};
+pub use guard::{Cancel, Guard};
+pub use home::Home;
+pub use host::{Host, MemoryPromise, Peer, Settings};
+pub use progress::{Progress, unix_ms, unix_us};
+pub use recover::recover;
+pub use registry::{Registry, Reservation};
+pub use request::Request;

@@ -1,0 +1,82 @@
+//! One bit for each of the 512 pages of a 2 MiB chunk: the unit in which ledger and store keep their books.
+
+/// Pages in a chunk.
+pub const CHUNK_PAGES: u64 = 512;
+
+/// A set of pages of one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChunkBits([u64; 8]);
+
+impl ChunkBits {
+    /// The chunk that a page is in, and its place there.
+    #[must_use]
+    pub fn locate(page: u64) -> (u64, usize) {
+        let place = usize::try_from(page % CHUNK_PAGES).expect("below 512");
+        (page / CHUNK_PAGES, place)
+    }
+
+    /// Is it in the set?
+    #[must_use]
+    pub fn contains(&self, place: usize) -> bool {
+        self.0[place / 64] & (1 << (place % 64)) != 0
+    }
+
+    /// Adds it; false when it was there already.
+    pub fn insert(&mut self, place: usize) -> bool {
+        let was = self.contains(place);
+        self.0[place / 64] |= 1 << (place % 64);
+        !was
+    }
+
+    /// Takes it out; false when it was not there.
+    pub fn remove(&mut self, place: usize) -> bool {
+        let was = self.contains(place);
+        self.0[place / 64] &= !(1 << (place % 64));
+        was
+    }
+
+    /// How many are in the set.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// True when none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; 8]
+    }
+
+    /// How many of the set lie below `place`.
+    #[must_use]
+    pub fn rank(&self, place: usize) -> usize {
+        let (word, bit) = (place / 64, place % 64);
+        let below: usize = self.0[..word].iter().map(|word| word.count_ones() as usize).sum();
+        below + (self.0[word] & ((1 << bit) - 1)).count_ones() as usize
+    }
+
+    /// The members, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + use<> {
+        let bits = *self;
+        (0..512).filter(move |place| bits.contains(*place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_counts_what_is_below() {
+        let mut bits = ChunkBits::default();
+        for place in [0, 3, 63, 64, 200, 511] {
+            assert!(bits.insert(place));
+            assert!(!bits.insert(place));
+        }
+        assert_eq!([0, 1, 64, 65, 511].map(|place| bits.rank(place)), [0, 1, 3, 4, 5]);
+        assert_eq!(bits.iter().collect::<Vec<_>>(), [0, 3, 63, 64, 200, 511]);
+        assert!(bits.remove(63) && !bits.remove(63));
+        assert_eq!(bits.count(), 5);
+        assert_eq!(ChunkBits::locate(1025), (2, 1));
+    }
+}

@@ -1,0 +1,279 @@
+//! One object's pages: a sparse memory file, and two bits for each page that say whether it is there and whether it is zero.
+//! Zero pages take no memory beyond their bits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::error::StoreError;
+use crate::model::layout::push_merged;
+use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
+use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
+use crate::sys::memfd::MemFile;
+
+/// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
+/// in each of many chunks.
+const CHUNK_BYTES: u64 = 256;
+
+/// Memory that this migration may use, and what it uses.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { limit, used: AtomicU64::new(0) }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    fn charge(&self, bytes: u64) -> Result<(), StoreError> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .map(drop)
+            .map_err(|_| StoreError::BudgetExceeded { budget_bytes: self.limit })
+    }
+
+    fn release(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What is known of one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    Absent,
+    Zero,
+    Content,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Chunk {
+    content: ChunkBits,
+    zero: ChunkBits,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    chunks: BTreeMap<u64, Chunk>,
+    file: Option<Arc<MemFile>>,
+}
+
+#[derive(Debug)]
+pub(super) struct StoredObject {
+    id: ObjectId,
+    books: Mutex<Books>,
+}
+
+const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+impl StoredObject {
+    pub(super) fn new(id: ObjectId) -> Self {
+        Self { id, books: Mutex::default() }
+    }
+
+    pub(super) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory(&self, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        let object = self.id;
+        move |source| StoreError::Memory { object, action, source }
+    }
+
+    /// Stores pages. The books are made first, so that the budget is never overdrawn; a failure ends the migration anyway.
+    pub(super) fn write(&self, first: u64, bytes: &[u8], budget: &Budget) -> Result<(), StoreError> {
+        let pages = PageRange { first: PageIndex(first), count: (bytes.len() / PAGE_SIZE) as u64 };
+        let file = {
+            let mut books = self.books();
+            for (number, places) in chunks_of(pages) {
+                let chunk = chunk_for(&mut books.chunks, number, budget)?;
+                let mut added = 0;
+                for place in places {
+                    added += u64::from(chunk.content.insert(place));
+                    chunk.zero.remove(place);
+                }
+                budget.charge(added * PAGE_BYTES)?;
+            }
+            self.file_of(&mut books)?
+        };
+        file.write_pages(first, bytes).map_err(self.memory("written"))
+    }
+
+    fn file_of(&self, books: &mut Books) -> Result<Arc<MemFile>, StoreError> {
+        if let Some(file) = &books.file {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(MemFile::create("decamp-pages").map_err(self.memory("written"))?);
+        books.file = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Records zero pages, and gives back what they held.
+    pub(super) fn write_zero(&self, pages: PageRange, budget: &Budget) -> Result<(), StoreError> {
+        let mut held = Vec::new();
+        let mut books = self.books();
+        for (number, places) in chunks_of(pages) {
+            let chunk = chunk_for(&mut books.chunks, number, budget)?;
+            for place in places {
+                chunk.zero.insert(place);
+                if chunk.content.remove(place) {
+                    push_merged(&mut held, single(number, place));
+                }
+            }
+        }
+        self.punch(&books, &held, budget)
+    }
+
+    /// Drops pages. The range may be much larger than what is there.
+    pub(super) fn forget(&self, pages: PageRange, budget: &Budget) -> Result<(), StoreError> {
+        let mut held = Vec::new();
+        let mut emptied = Vec::new();
+        let mut books = self.books();
+        let end = pages.end().0;
+        for (number, chunk) in books.chunks.range_mut(pages.first.0 / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES))
+        {
+            let base = number * CHUNK_PAGES;
+            for place in
+                place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base)
+            {
+                chunk.zero.remove(place);
+                if chunk.content.remove(place) {
+                    push_merged(&mut held, single(*number, place));
+                }
+            }
+            if chunk.content.is_empty() && chunk.zero.is_empty() {
+                emptied.push(*number);
+            }
+        }
+        for number in emptied {
+            books.chunks.remove(&number);
+            budget.release(CHUNK_BYTES);
+        }
+        self.punch(&books, &held, budget)
+    }
+
+    fn punch(&self, books: &Books, held: &[PageRange], budget: &Budget) -> Result<(), StoreError> {
+        let Some(file) = &books.file else { return Ok(()) };
+        for range in held {
+            file.punch(*range).map_err(self.memory("given back"))?;
+            budget.release(range.count * PAGE_BYTES);
+        }
+        Ok(())
+    }
+
+    /// What is there of `pages`, and the file with the content.
+    pub(super) fn look(&self, pages: PageRange, out: &mut Vec<Presence>) -> Option<Arc<MemFile>> {
+        let books = self.books();
+        for (number, places) in chunks_of(pages) {
+            match books.chunks.get(&number) {
+                None => out.extend(places.map(|_| Presence::Absent)),
+                Some(chunk) => out.extend(places.map(|place| match () {
+                    () if chunk.content.contains(place) => Presence::Content,
+                    () if chunk.zero.contains(place) => Presence::Zero,
+                    () => Presence::Absent,
+                })),
+            }
+        }
+        books.file.clone()
+    }
+
+    /// The bytes of one page if it has content; not checked.
+    pub(super) fn read_content(&self, page: u64, out: &mut [u8; PAGE_SIZE]) -> bool {
+        let file = {
+            let books = self.books();
+            let (number, place) = ChunkBits::locate(page);
+            if !books.chunks.get(&number).is_some_and(|chunk| chunk.content.contains(place)) {
+                return false;
+            }
+            books.file.clone()
+        };
+        file.is_some_and(|file| file.read_pages(page, out).is_ok())
+    }
+}
+
+fn chunk_for<'a>(
+    chunks: &'a mut BTreeMap<u64, Chunk>,
+    number: u64,
+    budget: &Budget,
+) -> Result<&'a mut Chunk, StoreError> {
+    use std::collections::btree_map::Entry;
+    match chunks.entry(number) {
+        Entry::Occupied(chunk) => Ok(chunk.into_mut()),
+        Entry::Vacant(room) => {
+            budget.charge(CHUNK_BYTES)?;
+            Ok(room.insert(Chunk::default()))
+        }
+    }
+}
+
+fn place_of(offset: u64) -> usize {
+    usize::try_from(offset).expect("at most the pages of a chunk")
+}
+
+fn single(chunk: u64, place: usize) -> PageRange {
+    PageRange { first: PageIndex(chunk * CHUNK_PAGES + place as u64), count: 1 }
+}
+
+/// The chunks that a range touches, each with the places in it.
+fn chunks_of(pages: PageRange) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    let (start, end) = (pages.first.0, pages.end().0);
+    (start / CHUNK_PAGES..end.div_ceil(CHUNK_PAGES)).map(move |number| {
+        let base = number * CHUNK_PAGES;
+        (number, place_of(start.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, count: u64) -> PageRange {
+        PageRange { first: PageIndex(first), count }
+    }
+
+    #[test]
+    fn the_budget_follows_what_is_held() {
+        let budget = Budget::new(20 * PAGE_BYTES);
+        let object = StoredObject::new(ObjectId::Task(1));
+        object.write(510, &[1; 4 * PAGE_SIZE], &budget).unwrap();
+        assert_eq!(budget.used(), 4 * PAGE_BYTES + 2 * CHUNK_BYTES);
+        object.write(510, &[2; 4 * PAGE_SIZE], &budget).unwrap();
+        assert_eq!(budget.used(), 4 * PAGE_BYTES + 2 * CHUNK_BYTES, "the same pages again");
+        object.write_zero(range(511, 1), &budget).unwrap();
+        assert_eq!(budget.used(), 3 * PAGE_BYTES + 2 * CHUNK_BYTES);
+        let mut seen = Vec::new();
+        let file = object.look(range(509, 6), &mut seen).unwrap();
+        use Presence::{Absent, Content, Zero};
+        assert_eq!(seen, [Absent, Content, Zero, Content, Content, Absent]);
+        assert_eq!(file.allocated_bytes().unwrap(), 3 * PAGE_BYTES);
+        object.forget(range(0, 1 << 45), &budget).unwrap();
+        assert_eq!((budget.used(), file.allocated_bytes().unwrap()), (0, 0));
+    }
+
+    #[test]
+    fn more_than_the_budget_is_refused_also_by_books_alone() {
+        let budget = Budget::new(3 * PAGE_BYTES);
+        let object = StoredObject::new(ObjectId::Shmem(9));
+        let refused = object.write(0, &[1; 3 * PAGE_SIZE], &budget);
+        assert!(matches!(refused, Err(StoreError::BudgetExceeded { .. })));
+        let object = StoredObject::new(ObjectId::Shmem(10));
+        let budget = Budget::new(3 * PAGE_BYTES);
+        let sparse = (0..100).try_for_each(|chunk| object.write_zero(range(chunk * 512, 1), &budget));
+        assert!(matches!(sparse, Err(StoreError::BudgetExceeded { .. })));
+    }
+}

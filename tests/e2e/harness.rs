@@ -1,0 +1,75 @@
+//! A cluster for one test, and what tests ask of it.
+
+use std::time::Duration;
+
+use decamp::lab::{Cluster, ContainerSpec, LabOptions};
+use decamp::model::ContainerId;
+
+/// How long one migration in a test may take.
+pub(crate) const MIGRATION: Duration = Duration::from_secs(120);
+
+/// Opens two hosts with agents; the name makes the lab unique among tests that run at once.
+pub(crate) fn cluster(name: &str) -> Cluster {
+    cluster_with(name, |_| String::new())
+}
+
+/// The same with more configuration.
+pub(crate) fn cluster_with(name: &str, more: impl Fn(&str) -> String) -> Cluster {
+    let mut options = LabOptions::new(&format!("e2e-{name}")).unwrap();
+    options.decamp = env!("CARGO_BIN_EXE_decamp").into();
+    Cluster::open_with(&options, &mut |line| eprintln!("{line}"), more).unwrap()
+}
+
+pub(crate) fn id(name: &str) -> ContainerId {
+    name.try_into().unwrap()
+}
+
+/// Starts redis at an address of the lab.
+pub(crate) fn redis(cluster: &Cluster, host: &str, name: &str, last_octet: u8) -> ContainerSpec {
+    let spec = ContainerSpec::redis(id(name), [10, 77, 0, last_octet].into());
+    cluster.lab.run_container(host, &spec).unwrap();
+    let client = cluster.lab.client().unwrap();
+    let ping = format!(
+        "for i in $(seq 100); do redis-cli -h 10.77.0.{last_octet} ping && exit; sleep 0.1; done; exit 1"
+    );
+    client.shell(&ping).unwrap();
+    spec
+}
+
+/// `decamp migrate`; returns exit code and everything it printed.
+pub(crate) fn migrate(
+    cluster: &Cluster,
+    from: &str,
+    container: &str,
+    to: &str,
+    more: &[&str],
+) -> (i32, String) {
+    let mut args = vec!["migrate", container, "--to", to];
+    args.extend(more);
+    let output = cluster.decamp(from, &args, MIGRATION).unwrap();
+    (output.code, output.text())
+}
+
+/// Migrates and insists that it succeeds.
+pub(crate) fn must_migrate(
+    cluster: &Cluster,
+    from: &str,
+    container: &str,
+    to: &str,
+    more: &[&str],
+) -> String {
+    let (code, text) = migrate(cluster, from, container, to, more);
+    if code != 0 {
+        let logs = format!("--- {from}\n{}\n--- {to}\n{}", cluster.agent_log(from), cluster.agent_log(to));
+        panic!("migrate {container} {from} -> {to} ended with {code}:\n{text}\n{logs}");
+    }
+    text
+}
+
+/// Names of the containers that run on a host.
+pub(crate) fn running(cluster: &Cluster, host: &str) -> Vec<String> {
+    let text = cluster.lab.exec(host, &["runc", "list", "-f", "json"]).unwrap();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let all = list.as_array().cloned().unwrap_or_default();
+    all.iter().filter(|c| c["status"] == "running").map(|c| c["id"].as_str().unwrap().to_owned()).collect()
+}
