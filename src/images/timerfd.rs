@@ -26,7 +26,7 @@ const TAG_INTERVAL: [u32; 2] = [9, 10];
 #[error("files.img cannot be read: {0}")]
 pub struct BadFilesImage(String);
 
-fn bad(what: impl ToString) -> BadFilesImage {
+fn bad<W: std::fmt::Display + ?Sized>(what: &W) -> BadFilesImage {
     BadFilesImage(what.to_string())
 }
 
@@ -37,14 +37,14 @@ fn bad(what: impl ToString) -> BadFilesImage {
 pub fn rearm(image: &[u8]) -> Result<Option<(Vec<u8>, u32)>, BadFilesImage> {
     let mut rest = image;
     for magic in MAGICS {
-        if rest.try_get_u32_le().map_err(bad)? != magic {
+        if rest.try_get_u32_le().map_err(|error| bad(&error))? != magic {
             return Err(bad("its magic numbers are others"));
         }
     }
     let mut out = image[..8].to_vec();
     let mut armed = 0;
     while rest.has_remaining() {
-        let length = rest.try_get_u32_le().map_err(bad)? as usize;
+        let length = rest.try_get_u32_le().map_err(|error| bad(&error))? as usize;
         let entry = rest.get(..length).ok_or_else(|| bad("it ends inside an entry"))?;
         rest.advance(length);
         let entry = match rearm_entry(entry)? {
@@ -54,7 +54,7 @@ pub fn rearm(image: &[u8]) -> Result<Option<(Vec<u8>, u32)>, BadFilesImage> {
             }
             None => entry.to_vec(),
         };
-        out.extend_from_slice(&u32::try_from(entry.len()).map_err(bad)?.to_le_bytes());
+        out.extend_from_slice(&u32::try_from(entry.len()).map_err(|error| bad(&error))?.to_le_bytes());
         out.extend_from_slice(&entry);
     }
     Ok((armed > 0).then_some((out, armed)))
@@ -65,12 +65,13 @@ fn rearm_entry(entry: &[u8]) -> Result<Option<Vec<u8>>, BadFilesImage> {
     let mut rest = entry;
     while rest.has_remaining() {
         let start = entry.len() - rest.len();
-        let (tag, wire) = decode_key(&mut rest).map_err(bad)?;
+        let (tag, wire) = decode_key(&mut rest).map_err(|error| bad(&error))?;
         if (tag, wire) != (TAG_TIMERFD, WireType::LengthDelimited) {
-            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(bad)?;
+            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(|error| bad(&error))?;
             continue;
         }
-        let length = usize::try_from(decode_varint(&mut rest).map_err(bad)?).map_err(bad)?;
+        let length = usize::try_from(decode_varint(&mut rest).map_err(|error| bad(&error))?)
+            .map_err(|error| bad(&error))?;
         let timer = rest.get(..length).ok_or_else(|| bad("it ends inside a timer"))?;
         if !is_lost(timer)? {
             return Ok(None);
@@ -93,12 +94,12 @@ fn is_lost(timer: &[u8]) -> Result<bool, BadFilesImage> {
     let (mut ticks, mut value, mut interval) = (0, 0, 0);
     let mut rest = timer;
     while rest.has_remaining() {
-        let (tag, wire) = decode_key(&mut rest).map_err(bad)?;
+        let (tag, wire) = decode_key(&mut rest).map_err(|error| bad(&error))?;
         if wire != WireType::Varint {
-            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(bad)?;
+            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(|error| bad(&error))?;
             continue;
         }
-        let number = decode_varint(&mut rest).map_err(bad)?;
+        let number = decode_varint(&mut rest).map_err(|error| bad(&error))?;
         match tag {
             TAG_TICKS => ticks = number,
             tag if TAG_VALUE.contains(&tag) => value |= number,

@@ -104,6 +104,9 @@ pub(super) async fn prepare(
         Some(descriptor) => Some(network::prepare(descriptor, host.settings.bridge.as_deref()).await?),
         None => None,
     };
+    if let Some(network) = &network {
+        network.set_sysctls(plan.bundle.sysctls()).await?;
+    }
     record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
     home.write_arrived(&Arrived {
         from: record.peer.clone(),
