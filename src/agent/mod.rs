@@ -68,10 +68,21 @@ fn make_folder(path: &Path) -> Result<(), AgentError> {
     std::fs::set_permissions(path, mode).map_err(fail)
 }
 
+/// Every process and shared-memory object of an arriving container has a descriptor of its own here.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays low: containers with very many processes may not fit");
+    }
+}
+
 async fn serve(config: Config) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
+    raise_descriptor_limit();
     telemetry::serve_metrics(config.metrics.listen)?;
     make_folder(&config.state_dir)?;
     make_folder(&config.run_dir)?;
@@ -175,6 +186,16 @@ impl Agent {
             metrics::counter!(telemetry::BYTES_SENT, "kind" => "memory").increment(summary.memory_bytes_sent);
             metrics::counter!(telemetry::BYTES_SENT, "kind" => "files").increment(summary.file_bytes_sent);
             metrics::counter!(telemetry::BYTES_SENT, "kind" => "images").increment(summary.image_bytes_sent);
+            for round in &summary.rounds {
+                for (kind, pages) in [
+                    ("zero", round.pages_zero),
+                    ("known", round.pages_known),
+                    ("compressed", round.pages_compressed),
+                    ("raw", round.pages_raw),
+                ] {
+                    metrics::counter!(telemetry::PAGES, "kind" => kind).increment(pages);
+                }
+            }
         }
         let entry = HistoryEntry {
             migration_id: progress.migration().to_string(),

@@ -83,7 +83,8 @@ pub fn diagnose(log: &Path) -> Diagnosis {
 }
 
 fn diagnose_text(text: &str) -> Diagnosis {
-    let end = text.find("ing FAILED").unwrap_or(text.len());
+    let verdict = text.find("ing FAILED").unwrap_or(text.len());
+    let end = text[..verdict].rfind('\n').unwrap_or(0);
     let errors: Vec<&str> = text[..end]
         .lines()
         .filter(|line| line.contains("Error (") && !HARMLESS.iter().any(|harmless| line.contains(harmless)))

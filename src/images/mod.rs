@@ -2,6 +2,7 @@
 //! (criu/image.c, images/*.proto), re-declared from their field numbers. Anything not understood is refused, never guessed.
 
 pub mod pagemap;
+pub mod timerfd;
 
 /// CRIU's protobuf messages, from `proto/criu`.
 #[allow(missing_docs, missing_debug_implementations, clippy::all)]

@@ -7,6 +7,7 @@ use super::guard::Cancel;
 use super::progress::Progress;
 use crate::model::ContainerId;
 use crate::rpc::v1::Reason;
+use crate::telemetry;
 
 #[derive(Debug, Clone)]
 enum Entry {
@@ -29,8 +30,15 @@ pub struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.registry.lock().remove(&self.container);
+        let mut table = self.registry.lock();
+        table.remove(&self.container);
+        count(&table);
     }
+}
+
+fn count(table: &HashMap<ContainerId, Entry>) {
+    let in_flight = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    metrics::gauge!(telemetry::MIGRATIONS_IN_FLIGHT).set(f64::from(in_flight));
 }
 
 impl Registry {
@@ -61,6 +69,7 @@ impl Registry {
             });
         }
         table.insert(id.clone(), entry);
+        count(&table);
         Ok(Reservation { registry: Arc::clone(self), container: id.clone() })
     }
 

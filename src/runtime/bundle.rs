@@ -110,6 +110,13 @@ impl Bundle {
         !self.namespaces().iter().any(|n| n["type"] == "network")
     }
 
+    /// Kernel parameters that the container was created with (`linux.sysctl`). The runtime sets them at creation, not at a restore.
+    #[must_use]
+    pub fn sysctls(&self) -> Vec<(String, String)> {
+        let all = self.value["linux"]["sysctl"].as_object().into_iter().flatten();
+        all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    }
+
     /// Does it have a terminal? CRIU can carry one only together with whoever holds the other end.
     #[must_use]
     pub fn terminal(&self) -> bool {

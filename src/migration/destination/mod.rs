@@ -32,6 +32,7 @@ use crate::rpc::v1::{
     Accept, HistoryEntry, Offer, Pong, Query, QueryAnswer, Refuse, Refused, StreamHello, control_frame::Body,
     query_answer, stream_hello::Role,
 };
+use crate::telemetry;
 use receive::Incoming;
 
 pub use restore::settle_committed;
@@ -271,9 +272,10 @@ impl Arrival {
     async fn remember(
         &self,
         started_unix_ms: u64,
-        outcome: &str,
+        outcome: &'static str,
         failure: Option<String>,
     ) -> Result<(), MigrationError> {
+        metrics::counter!(telemetry::MIGRATIONS, "role" => "destination", "outcome" => outcome).increment(1);
         let entry = HistoryEntry {
             migration_id: self.record.migration.to_string(),
             container: self.record.container.to_string(),

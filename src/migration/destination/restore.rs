@@ -15,6 +15,7 @@ use super::preflight::Plan;
 use super::receive::Incoming;
 use crate::criu::{TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
+use crate::images::timerfd;
 use crate::journal::{Record, Stage};
 use crate::model::ContainerId;
 use crate::model::layout::ObjectLayout;
@@ -41,6 +42,18 @@ struct Restoring {
     run: RuntimeRun,
     waiter: HookWaiter,
     hold: Option<HookCall>,
+}
+
+/// Periodic timers that expired in the freeze are armed again, see [`timerfd`].
+fn rearm_timers(images: &Path) -> Result<(), MigrationError> {
+    let path = images.join("files.img");
+    let image = std::fs::read(&path).map_err(MigrationError::io("read", &path))?;
+    let bad = |error| MigrationError::io("understand", &path)(std::io::Error::other(error));
+    if let Some((changed, armed)) = timerfd::rearm(&image).map_err(bad)? {
+        std::fs::write(&path, changed).map_err(MigrationError::io("write", &path))?;
+        tracing::info!(armed, "periodic timers that expired in the freeze go on");
+    }
+    Ok(())
 }
 
 /// Sets a flag when it goes: the assembling threads look at it.
@@ -91,6 +104,9 @@ pub(super) async fn prepare(
         Some(descriptor) => Some(network::prepare(descriptor, host.settings.bridge.as_deref()).await?),
         None => None,
     };
+    if let Some(network) = &network {
+        network.set_sysctls(plan.bundle.sysctls()).await?;
+    }
     record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
     home.write_arrived(&Arrived {
         from: record.peer.clone(),
@@ -138,6 +154,7 @@ impl Arriving {
             assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
         let mut timings = vec![timing("assemble", began)];
         let began = Instant::now();
+        rearm_timers(&self.scratch.images())?;
         self.write_bundle(plan)?;
         let waiter = host.hooks.register();
         let environment =
