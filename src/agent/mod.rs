@@ -32,7 +32,7 @@ use crate::migration::source::Outcome;
 use crate::migration::{self, Host, Progress, Registry};
 use crate::pki::{Identity, PeerIdentity, TlsFiles};
 use crate::quic::{Endpoint, Transport};
-use crate::rpc::v1::{HistoryEntry, event::Body};
+use crate::rpc::v1::{HistoryEntry, Phase, event::Body};
 use crate::runtime::Runc;
 use crate::store::RetainedPages;
 use crate::telemetry;
@@ -177,6 +177,9 @@ impl Agent {
     ) {
         let (word, summary, failure) = match outcome {
             Outcome::Completed(summary) => ("completed", Some(*summary), None),
+            Outcome::Failed(failure) if failure.phase() == Phase::InDoubt => {
+                ("in-doubt", None, Some(*failure))
+            }
             Outcome::Failed(failure) => ("aborted", None, Some(*failure)),
         };
         metrics::counter!(telemetry::MIGRATIONS, "role" => "source", "outcome" => word).increment(1);

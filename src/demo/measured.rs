@@ -7,7 +7,7 @@ use crate::rpc::v1::{RoundStats, Summary};
 /// The summary in the last line of `decamp migrate --json`; `None` when the migration did not complete.
 pub(super) fn summary(output: &str) -> Option<Summary> {
     let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let completed = lines.filter_map(|event| event.get("completed").cloned()).last()?;
+    let completed = lines.rev().find_map(|event| event.get("completed").cloned())?;
     let number = |key: &str| completed[key].as_u64().unwrap_or(0);
     let text = |key: &str| completed[key].as_str().unwrap_or_default().to_owned();
     Some(Summary {

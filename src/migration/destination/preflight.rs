@@ -170,7 +170,8 @@ fn name_reasons(host: &Host, container: &ContainerId) -> Vec<Reason> {
             "folder-taken",
             format!("{} has files of a container named {container}", host.id),
             home.root.display().to_string(),
-            "restart the agent there, which removes what no container owns; or remove the folder".to_owned(),
+            "if nothing needs them any more: unmount bundle/rootfs in that folder, then remove the folder"
+                .to_owned(),
         ));
     }
     reasons

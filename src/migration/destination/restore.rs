@@ -104,24 +104,36 @@ pub(super) async fn prepare(
         Some(descriptor) => Some(network::prepare(descriptor, host.settings.bridge.as_deref()).await?),
         None => None,
     };
-    if let Some(network) = &network {
-        network.set_sysctls(plan.bundle.sysctls()).await?;
-    }
     record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
-    home.write_arrived(&Arrived {
-        from: record.peer.clone(),
-        migration: record.migration.to_string(),
-        network: network.as_ref().map(|prepared| prepared.name().to_owned()),
-        host_ends: record.host_ends.clone(),
-    })?;
-    host.journal.put(record).await?;
-    Ok(Arriving { home, scratch, network, restoring: None, _memory: memory })
+    let arriving = Arriving { home, scratch, network, restoring: None, _memory: memory };
+    match arriving.remember(host, record, plan).await {
+        Ok(()) => Ok(arriving),
+        Err(error) => {
+            clean_up(host, record, arriving).await;
+            Err(error)
+        }
+    }
 }
 
 impl Arriving {
     /// Where the root file system's tree is received.
     pub(super) fn root_tree(&self, plan: &Plan) -> PathBuf {
         if plan.overlay.is_some() { self.home.upper() } else { self.home.rootfs() }
+    }
+
+    /// Writes down what was made, so that it is found again after a crash, and gives the network its parameters.
+    async fn remember(&self, host: &Host, record: &Record, plan: &Plan) -> Result<(), MigrationError> {
+        self.home.write_arrived(&Arrived {
+            from: record.peer.clone(),
+            migration: record.migration.to_string(),
+            network: self.network.as_ref().map(|prepared| prepared.name().to_owned()),
+            host_ends: record.host_ends.clone(),
+        })?;
+        host.journal.put(record).await?;
+        if let Some(network) = &self.network {
+            network.set_sysctls(plan.bundle.sysctls()).await?;
+        }
+        Ok(())
     }
 
     fn write_bundle(&self, plan: &Plan) -> Result<(), MigrationError> {
@@ -212,7 +224,9 @@ impl Arriving {
         let resumed_us = match resumed {
             Ok(call) => {
                 let resumed_us = unix_us();
-                call.answer(Verdict::Proceed)?;
+                if call.answer(Verdict::Proceed).is_err() {
+                    tracing::warn!(container = %record.container, "CRIU was gone right after the resume");
+                }
                 resumed_us
             }
             // Without the hook's word only what is there counts.
@@ -222,7 +236,10 @@ impl Arriving {
         timings.push(timing("resume", began));
         record.stage = Stage::Running;
         record.resumed_us = resumed_us;
-        host.journal.put(record).await?;
+        // It runs: nothing may undo that any more. "Committed" in the journal is settled by looking, at the next start.
+        if let Err(error) = host.journal.put(record).await {
+            tracing::error!(container = %record.container, %error, "the journal does not know that the container runs here");
+        }
         Ok(Running { epoch: record.epoch.0, resumed_us, timings, notes: Vec::new() })
     }
 
