@@ -17,7 +17,7 @@ pub struct Diagnosis {
 }
 
 /// (what a line contains, what it means, what to do)
-const KNOWN: [(&str, &str, &str); 12] = [
+const KNOWN: [(&str, &str, &str); 13] = [
     (
         "In-flight connection",
         "a listener has a connection that is not established yet",
@@ -42,6 +42,13 @@ const KNOWN: [(&str, &str, &str); 12] = [
         "userfaultfd",
         "a process holds a userfaultfd descriptor, which CRIU cannot carry",
         "turn off whatever uses userfaultfd (a JVM's or a snapshotter's option) and try again",
+    ),
+    (
+        // The kernel passes no descriptor of io_uring over a UNIX socket (net/core/scm.c: EINVAL), so CRIU fails before it can
+        // name it.
+        "send_fds failed (-22)",
+        "a process holds a descriptor that the kernel does not let CRIU look at: nearly always io_uring",
+        "turn io_uring off in the application, or stop it before the migration",
     ),
     (
         "anon_inode",
@@ -110,5 +117,14 @@ mod tests {
         assert_eq!(diagnosis.lines.len(), 2);
         assert!(diagnosis.cause.unwrap().contains("outside the container's mounts"));
         assert_eq!(diagnose_text(""), Diagnosis::default());
+    }
+
+    #[test]
+    fn a_descriptor_of_io_uring_is_named_although_criu_does_not() {
+        let log = "pie: 1: Error (criu/pie/parasite.c:588): send_fds failed (-22)\n\
+                   (00.017700) Error (criu/parasite-syscall.c:280): Can't retrieve FDs from socket\n\
+                   (00.017704) Error (compel/src/lib/infect-rpc.c:44): Message reply from daemon is trimmed (12/0)\n\
+                   (00.017710) Error (criu/cr-dump.c:1545): Dump files (pid: 289) failed with -1\n";
+        assert!(diagnose_text(log).cause.unwrap().contains("io_uring"));
     }
 }

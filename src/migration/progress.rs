@@ -38,6 +38,8 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// The phase before that one.
+    before: Phase,
     milestones: Vec<Event>,
     notes: Vec<String>,
 }
@@ -51,7 +53,12 @@ impl Progress {
     #[must_use]
     pub fn new(migration: MigrationId, container: ContainerId) -> Self {
         let (sender, _) = broadcast::channel(BACKLOG);
-        let state = State { phase: Phase::Unspecified, milestones: Vec::new(), notes: Vec::new() };
+        let state = State {
+            phase: Phase::Unspecified,
+            before: Phase::Unspecified,
+            milestones: Vec::new(),
+            notes: Vec::new(),
+        };
         Self(Arc::new(Inner { migration, container, state: Mutex::new(state), sender }))
     }
 
@@ -71,6 +78,13 @@ impl Progress {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).phase
+    }
+
+    /// Where it stood before it was rolled back: the phase in which it failed.
+    #[must_use]
+    pub fn failed_in(&self) -> Phase {
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.phase == Phase::RollingBack { state.before } else { state.phase }
     }
 
     /// Notes so far, for the summary.
@@ -97,7 +111,7 @@ impl Progress {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let passing = matches!(body, Body::MemoryProgress(_) | Body::FileProgress(_));
         match &body {
-            Body::Phase(change) => state.phase = change.phase(),
+            Body::Phase(change) => state.before = std::mem::replace(&mut state.phase, change.phase()),
             Body::Note(note) => state.notes.push(note.text.clone()),
             _ => {}
         }
@@ -139,5 +153,8 @@ mod tests {
         progress.note("hello");
         assert!(matches!(coming.try_recv().unwrap().body, Some(Body::Note(_))));
         assert_eq!(progress.notes(), ["hello"]);
+        assert_eq!(progress.failed_in(), Phase::PreCopy);
+        progress.enter(Phase::RollingBack);
+        assert_eq!(progress.failed_in(), Phase::PreCopy);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use decamp::lab::{Cluster, ContainerSpec, LabOptions};
+use decamp::lab::{Cluster, ContainerSpec, LabOptions, Output};
 use decamp::model::ContainerId;
 
 /// How long one migration in a test may take.
@@ -36,6 +36,11 @@ pub(crate) fn redis(cluster: &Cluster, host: &str, name: &str, last_octet: u8) -
     spec
 }
 
+/// What a command printed, on both streams.
+pub(crate) fn everything(output: &Output) -> String {
+    output.text() + &String::from_utf8_lossy(&output.stderr)
+}
+
 /// `decamp migrate`; returns exit code and everything it printed.
 pub(crate) fn migrate(
     cluster: &Cluster,
@@ -47,7 +52,7 @@ pub(crate) fn migrate(
     let mut args = vec!["migrate", container, "--to", to];
     args.extend(more);
     let output = cluster.decamp(from, &args, MIGRATION).unwrap();
-    (output.code, output.text())
+    (output.code, everything(&output))
 }
 
 /// Migrates and insists that it succeeds.
@@ -72,4 +77,47 @@ pub(crate) fn running(cluster: &Cluster, host: &str) -> Vec<String> {
     let list: serde_json::Value = serde_json::from_str(&text).unwrap();
     let all = list.as_array().cloned().unwrap_or_default();
     all.iter().filter(|c| c["status"] == "running").map(|c| c["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Restarts an agent with a changed configuration.
+pub(crate) fn reconfigure(cluster: &mut Cluster, host: &str, change: impl FnOnce(String) -> String) {
+    let old = cluster.host(host).unwrap().read_file(cluster.config_path()).unwrap();
+    let new = change(String::from_utf8(old).unwrap());
+    cluster.lab.start_agent(host, &new).unwrap();
+}
+
+/// What runc does between the agent and a restore; a file tells the wrapper what.
+const WRAPPER: &str = r#"#!/bin/sh
+images=
+previous=
+for word in "$@"; do
+    [ "$previous" = --image-path ] && images=$word
+    [ "$word" = restore ] && restore=1
+    previous=$word
+done
+if [ -n "$restore" ] && [ -e /run/restore-trouble ]; then . /run/restore-trouble; fi
+exec runc "$@"
+"#;
+
+/// Puts a wrapper between the agent and runc.
+pub(crate) fn wrap_runc(cluster: &mut Cluster, host: &str) {
+    cluster.lab.write_file(host, "/etc/decamp/runc", WRAPPER.as_bytes(), 0o755).unwrap();
+    reconfigure(cluster, host, |text| text + "[runtime]\nrunc = \"/etc/decamp/runc\"\n");
+}
+
+/// What the wrapper shall do before the next restores; nothing: no trouble.
+pub(crate) fn trouble_restores(cluster: &Cluster, host: &str, script: &str) {
+    cluster.lab.write_file(host, "/run/restore-trouble", script.as_bytes(), 0o644).unwrap();
+}
+
+/// Waits until a process whose command line contains this runs on a host.
+pub(crate) fn wait_for_process(cluster: &Cluster, host: &str, pattern: &str) -> i32 {
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while std::time::Instant::now() < until {
+        if let Some(pid) = cluster.host(host).unwrap().pids_matching(pattern).first() {
+            return *pid;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    panic!("no process {pattern:?} on {host}\n{}", cluster.agent_log(host));
 }

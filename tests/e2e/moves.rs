@@ -1,6 +1,8 @@
 //! Containers move, and come back.
 
-use crate::harness::{cluster, must_migrate, redis, running};
+use decamp::lab::{Cluster, ContainerSpec};
+
+use crate::harness::{cluster, id, must_migrate, redis, running};
 
 #[test]
 fn redis_moves_and_comes_back_with_every_key() {
@@ -22,4 +24,30 @@ fn redis_moves_and_comes_back_with_every_key() {
     println!("{back}");
     assert_eq!(running(&cluster, "node-a"), ["redis"]);
     assert_eq!(cli("debug digest"), digest);
+}
+
+/// Lets the tree check everything that it holds, on whichever host it is.
+fn verify_tree(cluster: &Cluster, host: &str, token: &str) {
+    let script = format!(
+        "echo {token} > /vol/verify
+         for i in $(seq 600); do grep -q '\"token\": \"{token}\"' /vol/report.json 2>/dev/null && break; sleep 0.1; done
+         cat /vol/report.json /vol/status.json"
+    );
+    let said = cluster.lab.exec(host, &["runc", "exec", "tree", "sh", "-c", &script]).unwrap();
+    let told: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(told.iter().all(|status| status["ok"] == true), "{said}");
+    assert_eq!(told[0]["token"], token, "{said}");
+}
+
+#[test]
+fn a_process_tree_with_everything_moves_and_comes_back() {
+    let cluster = cluster("tree");
+    let spec = ContainerSpec::workload(id("tree"), "tree.py", &[]).tmpfs("/scratch");
+    cluster.lab.run_container("node-a", &spec).unwrap();
+    verify_tree(&cluster, "node-a", "before");
+    println!("{}", must_migrate(&cluster, "node-a", "tree", "node-b", &[]));
+    verify_tree(&cluster, "node-b", "there");
+    println!("{}", must_migrate(&cluster, "node-b", "tree", "node-a", &[]));
+    verify_tree(&cluster, "node-a", "back");
+    assert_eq!(running(&cluster, "node-b"), Vec::<String>::new());
 }

@@ -184,7 +184,14 @@ impl Arrival {
         let mut incoming = Incoming::start(link, &self.host, &self.record, arriving, budget, &self.plan);
         let request = self.receive(&mut incoming).await?;
         let layouts = incoming.complete(&request).await?;
-        let ready = arriving.restore(&self.host, &self.record, &self.plan, &incoming, layouts).await?;
+        let ready = tokio::select! {
+            ready = arriving.restore(&self.host, &self.record, &self.plan, &incoming, layouts) => ready?,
+            // A restore may take long, or for ever: who cancels, or is gone, is not kept waiting for it.
+            stopped = self.session.next() => return Err(stopped.err().unwrap_or_else(|| MigrationError::Protocol {
+                host: self.session.peer().to_string(),
+                what: "sent a frame that does not belong into the restore".to_owned(),
+            })),
+        };
         self.session.send(Body::Ready(ready)).await?;
         self.wait_commit(arriving).await?;
         let running = arriving.commit(&self.host, &mut self.record).await?;

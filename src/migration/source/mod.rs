@@ -172,7 +172,7 @@ async fn agreed(
         Ok(summary) => Ok(summary),
         Err(error) if progress.phase() == Phase::InDoubt => Err((error, Phase::InDoubt)),
         Err(error) => {
-            let phase = progress.phase();
+            let phase = progress.failed_in();
             tracing::warn!(migration = %source.record.migration, error = super::error::chain(&error), "stopping");
             let error = source.session.better_reason(error).await;
             source.say_abort(&error).await;
