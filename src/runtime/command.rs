@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
-use super::RuntimeError;
+use super::{Orphans, RuntimeError};
 use crate::model::ContainerId;
+
+/// Killed processes are gone within moments.
+const KILL_WITHIN: Duration = Duration::from_secs(5);
 
 /// How to call the runtime.
 #[derive(Debug, Clone)]
@@ -80,7 +83,15 @@ impl RuntimeRun {
         Err(RuntimeError::Failed { command: self.command.clone(), status: status.to_string(), message })
     }
 
-    /// SIGKILL; for a call that outlived its deadline.
+    /// SIGKILL for the call and everything below it; for one that outlived its deadline.
+    pub async fn kill_all(&mut self, id: &ContainerId) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            Orphans::below(pid, id).remove(KILL_WITHIN).await;
+        }
+        self.kill().await;
+    }
+
+    /// SIGKILL for the call alone.
     pub async fn kill(&mut self) {
         if let Err(error) = self.child.kill().await {
             tracing::warn!(command = self.command, %error, "the runtime could not be killed");

@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod freezer;
 mod mounts;
+mod orphans;
 mod state;
 
 pub use bundle::{BindMount, Bundle, Rewrite};
@@ -14,4 +15,5 @@ pub use command::{Checkpoint, Restore, Runc, RuntimeRun};
 pub use error::RuntimeError;
 pub use freezer::{Freezer, FreezerState};
 pub use mounts::{OverlayMount, mount_overlay, mount_private_tmpfs, overlay_at, unmount_all_below};
+pub use orphans::{Orphans, forget_half_made};
 pub use state::{Container, Status};

@@ -1,6 +1,8 @@
 //! Restores that CRIU cannot finish.
 
-use crate::harness::{cluster, trouble_restores, wrap_runc};
+use std::time::Duration;
+
+use crate::harness::{cluster, everything, trouble_restores, wait_for_process, wrap_runc};
 use crate::moving::Moving;
 use crate::subject::Subject;
 
@@ -21,5 +23,23 @@ fn a_restore_that_fails_leaves_the_container_at_the_source() {
         trouble_restores(&cluster, "node-b", "");
         subject.assert_unharmed(&cluster);
     }
+    subject.finish(&cluster);
+}
+
+#[test]
+fn a_restore_that_hangs_is_ended_and_leaves_nothing() {
+    let mut cluster = cluster("hang");
+    wrap_runc(&mut cluster, "node-b");
+    let subject = Subject::start(&cluster, "restore-hangs");
+    // CRIU's restorer waits for ever for pages that are not in the file.
+    trouble_restores(&cluster, "node-b", "truncate -s 4096 $images/pages-1.img");
+    let moving = Moving::start(&cluster, "node-a", &subject.id, "node-b", &[]);
+    wait_for_process(&cluster, "node-b", "criu swrk");
+    std::thread::sleep(Duration::from_secs(1));
+    let said = cluster.decamp("node-a", &["cancel", &subject.id], Duration::from_secs(20)).unwrap();
+    assert_eq!(said.code, 0, "{}", everything(&said));
+    assert_eq!(moving.end().must_fail(4)["cancelled"], true);
+    trouble_restores(&cluster, "node-b", "");
+    subject.assert_unharmed(&cluster);
     subject.finish(&cluster);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::home::{Arrived, Home};
 use super::super::host::MemoryPromise;
 use super::super::scratch::Scratch;
-use super::super::{Host, MigrationError, progress::unix_us};
+use super::super::{Host, MigrationError, progress::unix_us, restore_within};
 use super::preflight::Plan;
 use super::receive::Incoming;
 use crate::criu::{TcpPolicy, diagnose};
@@ -21,13 +21,15 @@ use crate::model::ContainerId;
 use crate::model::layout::ObjectLayout;
 use crate::network::{self, Prepared};
 use crate::rpc::v1::{Offer, Ready, Running, Timing};
-use crate::runtime::{Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, mount_overlay};
+use crate::runtime::{
+    Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, forget_half_made, mount_overlay,
+};
 use crate::store::assemble::{AssembleStats, assemble};
 use crate::store::{PageStore, StoreError};
 
-/// From the start of the restore to its hold, and from the release to the end.
-const RESTORE_WITHIN: Duration = Duration::from_secs(600);
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
+/// How long CRIU may take to destroy what it restored when it is told to stop; it takes milliseconds unless it hangs.
+const GIVE_UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What an arrival has made on this host so far.
 pub(super) struct Arriving {
@@ -35,6 +37,8 @@ pub(super) struct Arriving {
     pub(super) scratch: Scratch,
     network: Option<Prepared>,
     restoring: Option<Restoring>,
+    /// Bound of the restore.
+    within: Duration,
     _memory: MemoryPromise,
 }
 
@@ -105,7 +109,14 @@ pub(super) async fn prepare(
         None => None,
     };
     record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
-    let arriving = Arriving { home, scratch, network, restoring: None, _memory: memory };
+    let arriving = Arriving {
+        home,
+        scratch,
+        network,
+        restoring: None,
+        within: restore_within(offer.memory_bytes),
+        _memory: memory,
+    };
     match arriving.remember(host, record, plan).await {
         Ok(()) => Ok(arriving),
         Err(error) => {
@@ -181,9 +192,9 @@ impl Arriving {
         })?;
         let restoring = self.restoring.insert(Restoring { run, waiter, hold: None });
         let held =
-            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostRestore, &self.scratch)).await;
+            tokio::time::timeout(self.within, restoring.reach(Action::PostRestore, &self.scratch)).await;
         let call =
-            held.map_err(|_| MigrationError::Deadline { what: "the restore", after: RESTORE_WITHIN })??;
+            held.map_err(|_| MigrationError::Deadline { what: "the restore", after: self.within })??;
         restoring.hold = Some(call);
         timings.push(timing("restore", began));
         Ok(Ready { epoch: record.epoch.0, timings, pages_verified: assembled.pages_verified })
@@ -218,9 +229,9 @@ impl Arriving {
         let hold = restoring.hold.take().ok_or(crate::hook::HookError::Never)?;
         hold.answer(Verdict::Proceed)?;
         let resumed =
-            tokio::time::timeout(RESTORE_WITHIN, restoring.reach(Action::PostResume, &self.scratch)).await;
+            tokio::time::timeout(self.within, restoring.reach(Action::PostResume, &self.scratch)).await;
         let resumed =
-            resumed.unwrap_or(Err(MigrationError::Deadline { what: "the resume", after: RESTORE_WITHIN }));
+            resumed.unwrap_or(Err(MigrationError::Deadline { what: "the resume", after: self.within }));
         let resumed_us = match resumed {
             Ok(call) => {
                 let resumed_us = unix_us();
@@ -317,9 +328,9 @@ pub(super) async fn clean_up(host: &Host, record: &Record, mut arriving: Arrivin
         }
         // A waiter that is gone refuses every later hook.
         drop(restoring.waiter);
-        if tokio::time::timeout(DELETE_WITHIN, restoring.run.wait()).await.is_err() {
+        if tokio::time::timeout(GIVE_UP_WITHIN, restoring.run.wait()).await.is_err() {
             tracing::error!(container = %record.container, "the restore did not end and is killed");
-            restoring.run.kill().await;
+            restoring.run.kill_all(&record.container).await;
         }
     }
     if let Some(network) = arriving.network.take()
@@ -346,6 +357,9 @@ pub(super) async fn clean_home(host: &Host, id: &ContainerId) {
         if let Err(error) = host.runc.delete(id, &host.run_dir, DELETE_WITHIN).await {
             tracing::error!(container = %id, %error, "a half-made container could not be deleted");
         }
+    }
+    if let Err(error) = forget_half_made(&host.runc.root, id) {
+        tracing::error!(container = %id, %error, "the runtime's folder of a half-made container is left");
     }
     if let Some(arrived) = home.arrived()
         && let Some(name) = arrived.network

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::super::scratch::Scratch;
-use super::super::{MigrationError, progress::unix_us};
+use super::super::{MigrationError, progress::unix_us, restore_within};
 use super::precopy::for_operator;
 use super::{Decision, Source};
 use crate::criu::{PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
@@ -29,8 +29,8 @@ use crate::runtime::{Checkpoint, RuntimeRun};
 
 /// From starting the runtime to the hold.
 const DUMP_WITHIN: Duration = Duration::from_secs(600);
-/// From RestoreRequest to Ready.
-const RESTORE_WITHIN: Duration = Duration::from_secs(600);
+/// The destination's own deadline comes first, and its answer says more than ours would.
+const ANSWER_LATER: Duration = Duration::from_secs(10);
 const FREEZE_WITHIN: Duration = Duration::from_secs(10);
 /// How long CRIU may take to give up and resume the tasks.
 const RESUME_WITHIN: Duration = Duration::from_secs(60);
@@ -183,7 +183,8 @@ impl Source {
         times.slice("images", &here);
         let ask = RestoreRequest { epoch: self.record.epoch.0, objects, image_files: sent.files };
         guard.run("asking for the restore", self.session.send(Body::Restore(ask))).await?;
-        let ready = guard.within("the restore", RESTORE_WITHIN, self.wait_ready(dump)).await?;
+        let within = restore_within(self.inspection.memory_bytes) + ANSWER_LATER;
+        let ready = guard.within("the restore", within, self.wait_ready(dump)).await?;
         restore_slices(&mut times, &ready, &there);
         self.pages_verified = ready.pages_verified;
         if ready.epoch != self.record.epoch.0 {

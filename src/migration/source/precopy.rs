@@ -111,7 +111,8 @@ fn observed(stats: &RoundStats, before: &[RoundStats]) -> Round {
     Round {
         number: stats.round,
         pages_total: stats.pages_scanned,
-        pages_dirty: stats.pages_dirty,
+        // Zero pages are told in runs and cost next to nothing.
+        pages_dirty: stats.pages_dirty - stats.pages_zero.min(stats.pages_dirty),
         bytes_per_s: before.iter().chain([stats]).map(speed).max().unwrap_or(0),
     }
 }
