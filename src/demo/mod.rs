@@ -5,6 +5,7 @@
 //! ```
 //! This room tells the story and judges what was measured; it never measures or checks anything itself: the workloads do.
 
+mod interrupt;
 mod measured;
 mod report;
 mod story;

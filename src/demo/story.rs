@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::interrupt::Interrupt;
 use super::measured::{Span, longest_gap_us, summary};
 use super::{Check, Container, Trip};
 use crate::human::{bytes, duration_us};
@@ -29,6 +30,12 @@ pub enum DemoError {
     /// A name.
     #[error(transparent)]
     Name(#[from] BadName),
+    /// Ctrl-C.
+    #[error("it was interrupted; the lab is removed")]
+    Interrupted,
+    /// Signals cannot be waited for.
+    #[error("signals cannot be waited for")]
+    Signals(#[source] std::io::Error),
     /// A step failed.
     #[error("{what} failed: {said}")]
     Step {
@@ -47,6 +54,7 @@ struct Story<'a> {
     cluster: Cluster,
     client: Host,
     mib: u64,
+    interrupt: Interrupt,
     progress: &'a mut dyn FnMut(&str),
 }
 
@@ -59,18 +67,19 @@ pub fn run(
     keep: bool,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<Container>, DemoError> {
+    let interrupt = Interrupt::listen()?;
     progress("opening two hosts, node-a and node-b, and a client beside them");
     let cluster = Cluster::open(&LabOptions::new(LAB)?, progress)?;
     let client = cluster.lab.client()?;
-    let mut story = Story { cluster, client, mib: values_bytes.div_ceil(1 << 20).max(1), progress };
-    let told = story.tell();
+    let mut story =
+        Story { cluster, client, mib: values_bytes.div_ceil(1 << 20).max(1), interrupt, progress };
+    // A command that Ctrl-C ended is not what went wrong.
+    let told = story.tell().or_else(|error| story.interrupt.check().and(Err(error)));
     if keep {
         (story.progress)(
             "the lab stays: look with `decamp lab exec node-a -- decamp ls`; Ctrl-C ends it and removes everything",
         );
-        loop {
-            std::thread::park();
-        }
+        story.interrupt.wait();
     }
     told
 }
@@ -93,22 +102,25 @@ fn now_ms() -> f64 {
 }
 
 impl Story<'_> {
-    fn say(&mut self, line: &str) {
+    /// Tells the next step, unless somebody wants no next step.
+    fn say(&mut self, line: &str) -> Result<(), DemoError> {
+        self.interrupt.check()?;
         (self.progress)(line);
+        Ok(())
     }
 
     fn tell(&mut self) -> Result<Vec<Container>, DemoError> {
         let redis: ContainerId = "redis".try_into()?;
         let tree: ContainerId = "tree".try_into()?;
-        self.say("starting redis, and a process tree with everything that is hard to move, on node-a");
+        self.say("starting redis, and a process tree with everything that is hard to move, on node-a")?;
         let spec = with_ticker(ContainerSpec::redis(redis, REDIS), "/data/gap.json");
         self.cluster.lab.run_container("node-a", &spec)?;
         let spec = ContainerSpec::workload(tree, "tree.py", &["--pages", "4096"]).tmpfs("/scratch");
         self.cluster.lab.run_container("node-a", &with_ticker(spec, "/vol/gap.json"))?;
         self.wait_for_redis()?;
-        self.say(&format!("filling redis with {} MiB that cannot be compressed", self.mib));
+        self.say(&format!("filling redis with {} MiB that cannot be compressed", self.mib))?;
         self.workload("fill_redis.py", &["--mib".to_owned(), self.mib.to_string()])?;
-        self.say("a client on a third machine now INCRs a key every millisecond, on one connection");
+        self.say("a client on a third machine now INCRs a key every millisecond, on one connection")?;
         let argv = [
             "python3",
             &format!("{WORKLOADS_IN_HOST}/incr.py"),
@@ -120,7 +132,7 @@ impl Story<'_> {
         std::thread::sleep(Duration::from_secs(1));
         let there = self.trip(&incr, "node-a", "node-b")?;
         let back = self.trip(&incr, "node-b", "node-a")?;
-        self.say("stopping the client and reading what everybody counted");
+        self.say("stopping the client and reading what everybody counted")?;
         let checks = [self.redis_checks(&mut incr)?, self.tree_checks("node-a")?];
         let names = ["redis", "tree"];
         let trips = there.into_iter().zip(back).zip(checks).zip(names);
@@ -160,7 +172,7 @@ impl Story<'_> {
         incr.signal(Signal::SIGUSR1);
         std::thread::sleep(Duration::from_millis(500));
         let client: Value = self.json(&self.client.read_file(CLIENT_REPORT)?, "the client's report")?;
-        self.say(&format!("checking every key and every byte on {to}"));
+        self.say(&format!("checking every key and every byte on {to}"))?;
         self.check_keys()?;
         self.tree_checks(to)?;
         let mut trips = Vec::new();
@@ -190,7 +202,7 @@ impl Story<'_> {
         from: &str,
         to: &str,
     ) -> Result<(crate::rpc::v1::Summary, Span), DemoError> {
-        self.say(&format!("moving {name} from {from} to {to}: decamp migrate {name} --to {to}"));
+        self.say(&format!("moving {name} from {from} to {to}: decamp migrate {name} --to {to}"))?;
         let from_ms = now_ms();
         let output = self.cluster.decamp(from, &["migrate", name, "--to", to, "--json"], STEP_WITHIN)?;
         let text = output.text();
@@ -202,7 +214,7 @@ impl Story<'_> {
             ));
         };
         let (downtime, sent) = (duration_us(summary.downtime_us), bytes(summary.bytes_sent));
-        self.say(&format!("    {name} runs on {to}: downtime {downtime}, {sent} on the wire"));
+        self.say(&format!("    {name} runs on {to}: downtime {downtime}, {sent} on the wire"))?;
         // The client's answers that were due in the freeze come a moment after it.
         Ok((summary, Span { from_ms, to_ms: now_ms() + 200.0 }))
     }
