@@ -10,6 +10,7 @@ pub mod args;
 mod commands;
 mod complaint;
 mod connect;
+mod demo;
 mod exit;
 mod follow;
 mod hook;
@@ -60,6 +61,7 @@ fn dispatch(command: &Command, terminal: Terminal) -> Result<ExitCode, Complaint
         Command::Hook(_) => Ok(hook::run()),
         Command::Pki(args) => pki::run(args),
         Command::Lab(args) => lab::run(args),
+        Command::Demo(args) => demo::run(args, terminal),
     }
 }
 

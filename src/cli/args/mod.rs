@@ -84,6 +84,7 @@ pub enum Command {
     Agent(AgentArgs),
     Pki(PkiArgs),
     Lab(LabArgs),
+    Demo(DemoArgs),
     Completions(CompletionsArgs),
     Hook(HookArgs),
 }
