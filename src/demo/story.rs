@@ -193,8 +193,9 @@ fn summary(source: &Host, container: &str) -> Result<Summary, DemoError> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let entries = runtime.map_err(|error| failed(error.to_string()))?.block_on(asked)?.into_inner().entries;
-    let newest =
-        entries.into_iter().find(|entry| entry.container == container && entry.outcome == "completed");
+    let newest = entries
+        .into_iter()
+        .find(|entry| entry.container == container && entry.role == "source" && entry.outcome == "completed");
     newest
         .and_then(|entry| entry.summary)
         .ok_or_else(|| failed("no completed migration in its history".into()))
