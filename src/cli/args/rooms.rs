@@ -62,7 +62,7 @@ pub enum PkiCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Make a certificate for a host, or with --operator for a person NAME.operator.crt and .key
+    /// Make a certificate for a host (NAME.crt, NAME.key), or with --operator for a person (NAME.operator.crt, .key)
     Issue {
         /// Name in the certificate: the host's name as the other agents' allow-lists spell it
         name: String,
