@@ -8,7 +8,7 @@ use crate::human::{Column, Paint, Style, Table, bytes, clean, duration_us, perce
 use crate::rpc::v1::Summary;
 
 /// One move of one container.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct Trip {
     /// What the agents measured.
     pub summary: Summary,
@@ -21,7 +21,7 @@ pub struct Trip {
 }
 
 /// Something a workload checked about itself: keys, counters, bytes, files, descriptors.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct Check {
     /// What: "keys", "INCR counter", "appended file", ...
     pub name: String,
@@ -42,7 +42,7 @@ impl Check {
 }
 
 /// One container's part in the demo.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct Container {
     /// Its id.
     pub name: String,

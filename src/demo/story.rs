@@ -1,278 +1,229 @@
-//! The story itself.
+//! The story, step by step: open, start, fill, move there, check, move back, check.
 
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sys::signal::Signal;
-use serde_json::Value;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
 
 use super::interrupt::Interrupt;
-use super::measured::{Span, longest_gap_us, summary};
-use super::{Check, Container, Trip};
-use crate::human::{bytes, duration_us};
-use crate::lab::{
-    Background, Cluster, ContainerSpec, Host, LabError, LabOptions, Output, Volume, WORKLOADS_IN_HOST,
-};
-use crate::model::ContainerId;
-use crate::model::id::BadName;
+use super::workload::{self, Counter};
+use super::{Check, Container, DemoError, LAB, Trip};
+use crate::human::{clean, duration_us};
+use crate::lab::{BINARY_IN_HOST, Cluster, Host, LabOptions, SOCKET_IN_HOST, last_lines};
+use crate::rpc::v1::control_client::ControlClient;
+use crate::rpc::v1::{HistoryRequest, Summary};
 
-const LAB: &str = "demo";
-const REDIS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
-const CLIENT_REPORT: &str = "/tmp/incr.json";
-const STEP_WITHIN: Duration = Duration::from_secs(300);
-
-/// The story could not be told to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum DemoError {
-    /// The lab.
-    #[error(transparent)]
-    Lab(#[from] LabError),
-    /// A name.
-    #[error(transparent)]
-    Name(#[from] BadName),
-    /// Ctrl-C.
-    #[error("it was interrupted; the lab is removed")]
-    Interrupted,
-    /// Signals cannot be waited for.
-    #[error("signals cannot be waited for")]
-    Signals(#[source] std::io::Error),
-    /// A step failed.
-    #[error("{what} failed: {said}")]
-    Step {
-        /// Which.
-        what: String,
-        /// What it said.
-        said: String,
-    },
-}
-
-fn failed(what: impl Into<String>, said: impl Into<String>) -> DemoError {
-    DemoError::Step { what: what.into(), said: said.into() }
-}
+/// One migration.
+const DEADLINE: Duration = Duration::from_secs(600);
+/// From node-a to node-b, and back.
+const THERE: (&str, &str) = ("node-a", "node-b");
+const BACK: (&str, &str) = ("node-b", "node-a");
 
 struct Story<'a> {
     cluster: Cluster,
-    client: Host,
-    mib: u64,
-    interrupt: Interrupt,
+    interrupt: &'a Interrupt,
     progress: &'a mut dyn FnMut(&str),
+    counter: Option<Counter>,
+    migrations: u32,
 }
 
-/// Plays the demo; `keep` leaves the lab open until Ctrl-C.
-///
-/// # Errors
-/// A step that did not work. The lab is taken down in any case.
-pub fn run(
+/// Plays it; the lab is still open afterwards, and closed after an error.
+pub(super) fn play(
     values_bytes: u64,
-    keep: bool,
+    interrupt: &Interrupt,
     progress: &mut dyn FnMut(&str),
-) -> Result<Vec<Container>, DemoError> {
-    let interrupt = Interrupt::listen()?;
-    progress("opening two hosts, node-a and node-b, and a client beside them");
+) -> Result<(Vec<Container>, Cluster), DemoError> {
+    progress("opening two simulated hosts, node-a and node-b, and one for a client");
     let cluster = Cluster::open(&LabOptions::new(LAB)?, progress)?;
-    let client = cluster.lab.client()?;
-    let mut story =
-        Story { cluster, client, mib: values_bytes.div_ceil(1 << 20).max(1), interrupt, progress };
-    // A command that Ctrl-C ended is not what went wrong.
-    let told = story.tell().or_else(|error| story.interrupt.check().and(Err(error)));
-    if keep {
-        (story.progress)(
-            "the lab stays: look with `decamp lab exec node-a -- decamp ls`; Ctrl-C ends it and removes everything",
-        );
-        story.interrupt.wait();
-    }
-    told
-}
-
-/// The ticker that measures the container's own gap runs beside the workload.
-fn with_ticker(mut spec: ContainerSpec, status: &str) -> ContainerSpec {
-    let script = format!("python3 -u /workloads/gap.py --status {status} & exec \"$@\"");
-    let shell = ["sh", "-c", &script, "sh"].map(str::to_owned);
-    spec.args = shell.into_iter().chain(spec.args).collect();
-    if !spec.volumes.iter().any(|volume| volume.destination == "/workloads") {
-        let source = WORKLOADS_IN_HOST.into();
-        spec.volumes.push(Volume { source, destination: "/workloads".into(), read_only: true });
-    }
-    spec
-}
-
-fn now_ms() -> f64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    since.as_secs_f64() * 1e3
+    let mut story = Story { cluster, interrupt, progress, counter: None, migrations: 0 };
+    let containers = story.tell(values_bytes).map_err(|error| {
+        // Ctrl-C also ends the command that was just running: its error is only the consequence.
+        interrupt.check().err().unwrap_or(error)
+    })?;
+    Ok((containers, story.cluster))
 }
 
 impl Story<'_> {
-    /// Tells the next step, unless somebody wants no next step.
     fn say(&mut self, line: &str) -> Result<(), DemoError> {
         self.interrupt.check()?;
         (self.progress)(line);
         Ok(())
     }
 
-    fn tell(&mut self) -> Result<Vec<Container>, DemoError> {
-        let redis: ContainerId = "redis".try_into()?;
-        let tree: ContainerId = "tree".try_into()?;
-        self.say("starting redis, and a process tree with everything that is hard to move, on node-a")?;
-        let spec = with_ticker(ContainerSpec::redis(redis, REDIS), "/data/gap.json");
-        self.cluster.lab.run_container("node-a", &spec)?;
-        let spec = ContainerSpec::workload(tree, "tree.py", &["--pages", "4096"]).tmpfs("/scratch");
-        self.cluster.lab.run_container("node-a", &with_ticker(spec, "/vol/gap.json"))?;
-        self.wait_for_redis()?;
-        self.say(&format!("filling redis with {} MiB that cannot be compressed", self.mib))?;
-        self.workload("fill_redis.py", &["--mib".to_owned(), self.mib.to_string()])?;
-        self.say("a client on a third machine now INCRs a key every millisecond, on one connection")?;
-        let argv = [
-            "python3",
-            &format!("{WORKLOADS_IN_HOST}/incr.py"),
-            &REDIS.to_string(),
-            "--report",
-            CLIENT_REPORT,
-        ];
-        let mut incr = self.client.spawn(&argv, &[], "incr.log")?;
-        std::thread::sleep(Duration::from_secs(1));
-        let there = self.trip(&incr, "node-a", "node-b")?;
-        let back = self.trip(&incr, "node-b", "node-a")?;
-        self.say("stopping the client and reading what everybody counted")?;
-        let checks = [self.redis_checks(&mut incr)?, self.tree_checks("node-a")?];
-        let names = ["redis", "tree"];
-        let trips = there.into_iter().zip(back).zip(checks).zip(names);
-        Ok(trips
-            .map(|(((first, back), checks), name)| Container { name: name.to_owned(), first, back, checks })
-            .collect())
-    }
-
-    fn wait_for_redis(&self) -> Result<(), DemoError> {
-        let until = Instant::now() + Duration::from_secs(20);
-        let ping = format!("redis-cli -h {REDIS} ping");
-        while !self.client.shell(&ping).is_ok_and(|said| said.trim() == "PONG") {
-            if Instant::now() > until {
-                return Err(failed("starting redis", "it does not answer"));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
-    /// Runs a redis workload on the client; returns its JSON line.
-    fn workload(&self, program: &str, more: &[String]) -> Result<Value, DemoError> {
-        let mut argv =
-            vec!["python3".to_owned(), format!("{WORKLOADS_IN_HOST}/{program}"), REDIS.to_string()];
-        argv.extend_from_slice(more);
-        let output: Output = self.client.exec_with(&argv, b"", STEP_WITHIN)?;
-        let said = output.success(program)?;
-        serde_json::from_str(said.lines().last().unwrap_or_default())
-            .map_err(|error| failed(program, error.to_string()))
-    }
-
-    /// Moves both containers and checks them there.
-    fn trip(&mut self, incr: &Background, from: &str, to: &str) -> Result<Vec<Trip>, DemoError> {
-        let redis = self.migrate("redis", from, to)?;
-        let tree = self.migrate("tree", from, to)?;
-        std::thread::sleep(Duration::from_millis(500));
-        incr.signal(Signal::SIGUSR1);
-        std::thread::sleep(Duration::from_millis(500));
-        let client: Value = self.json(&self.client.read_file(CLIENT_REPORT)?, "the client's report")?;
-        self.say(&format!("checking every key and every byte on {to}"))?;
-        self.check_keys()?;
-        self.tree_checks(to)?;
+    fn tell(&mut self, values_bytes: u64) -> Result<Vec<Container>, DemoError> {
+        let mib = values_bytes.div_ceil(1 << 20).max(1).to_string();
+        let client = self.cluster.lab.client()?;
+        self.say("starting containers redis and tree on node-a")?;
+        self.cluster.lab.run_container(THERE.0, &workload::redis())?;
+        self.cluster.lab.run_container(THERE.0, &workload::tree())?;
+        self.say(&format!("filling Redis with {mib} MiB of values that do not compress"))?;
+        let keys = workload::fill(&client, &mib)?;
+        self.say("a client begins to count: one INCR per millisecond, over one connection, until the end")?;
+        self.counter = Some(Counter::start(&client)?);
+        let (mut redis_checks, mut tree_checks) = (Vec::new(), Vec::new());
         let mut trips = Vec::new();
-        for (name, status, (summary, span)) in
-            [("redis", "/data/gap.json", redis), ("tree", "/vol/gap.json", tree)]
-        {
-            let inside = self.inside(to, name, &format!("cat {status}"))?;
-            let ticker: Value = self.json(inside.as_bytes(), "the ticker's report")?;
-            let has_client = name == "redis";
-            trips.push(Trip {
-                summary,
-                inside_gap_us: longest_gap_us(&ticker, "real_ms", span),
-                client_gap_us: if has_client { longest_gap_us(&client, "ms", span) } else { None },
-                has_client,
-            });
+        for ((from, to), after) in [(THERE, "after the first trip"), (BACK, "after the return trip")] {
+            for container in ["redis", "tree"] {
+                trips.push(self.trip(container, from, to)?);
+            }
+            self.say("")?;
+            self.say(&format!("checking every key and value of redis, everything in tree, {after}"))?;
+            redis_checks.push(workload::check_values(&client, &mib, keys, after)?);
+            let word = format!("on-{to}");
+            tree_checks.extend(workload::verify_tree(&self.cluster.host(to)?, &word, after)?);
         }
-        Ok(trips)
+        redis_checks.extend(self.stop_counting()?);
+        self.say("")?;
+        Ok(containers(trips, redis_checks, tree_checks))
     }
 
-    fn json(&self, bytes: &[u8], what: &str) -> Result<Value, DemoError> {
-        serde_json::from_slice(bytes).map_err(|error| failed(format!("reading {what}"), error.to_string()))
+    fn stop_counting(&mut self) -> Result<Vec<Check>, DemoError> {
+        let Some(mut counter) = self.counter.take() else { return Ok(Vec::new()) };
+        let report = counter.end()?;
+        counter.checks(&report)
     }
 
-    fn migrate(
-        &mut self,
-        name: &str,
-        from: &str,
-        to: &str,
-    ) -> Result<(crate::rpc::v1::Summary, Span), DemoError> {
-        self.say(&format!("moving {name} from {from} to {to}: decamp migrate {name} --to {to}"))?;
-        let from_ms = now_ms();
-        let output = self.cluster.decamp(from, &["migrate", name, "--to", to, "--json"], STEP_WITHIN)?;
-        let text = output.text();
-        let Some(summary) = summary(&text).filter(|_| output.code == 0) else {
-            let last = text.lines().last().unwrap_or_default().to_owned();
-            return Err(failed(
-                format!("moving {name} to {to}"),
-                format!("exit code {}, {last}", output.code),
-            ));
+    /// Moves one container and reads every clock.
+    fn trip(&mut self, container: &str, from: &str, to: &str) -> Result<Trip, DemoError> {
+        self.say("")?;
+        self.say(&format!("{from}$ decamp migrate {container} --to {to}"))?;
+        let (source, destination) = (self.cluster.host(from)?, self.cluster.host(to)?);
+        let began = unix_ms();
+        self.migrate(&source, container, to)?;
+        let span = (began, unix_ms());
+        let summary = summary(&source, container)?;
+        let inside_gap_us = workload::inside_gap(&destination, container, span)?;
+        let has_client = container == "redis";
+        let client_gap_us = match (&mut self.counter, has_client) {
+            (Some(counter), true) => workload::longest_gap_us(&counter.report()?, "ms", span),
+            _ => None,
         };
-        let (downtime, sent) = (duration_us(summary.downtime_us), bytes(summary.bytes_sent));
-        self.say(&format!("    {name} runs on {to}: downtime {downtime}, {sent} on the wire"))?;
-        // The client's answers that were due in the freeze come a moment after it.
-        Ok((summary, Span { from_ms, to_ms: now_ms() + 200.0 }))
-    }
-
-    /// Runs a script inside a container.
-    fn inside(&self, host: &str, container: &str, script: &str) -> Result<String, DemoError> {
-        Ok(self.cluster.lab.exec(host, &["runc", "exec", container, "sh", "-ec", script])?)
-    }
-
-    fn check_keys(&self) -> Result<Value, DemoError> {
-        let more = ["--mib".to_owned(), self.mib.to_string(), "--other-keys".to_owned(), "1".to_owned()];
-        self.workload("check_redis.py", &more)
-    }
-
-    fn redis_checks(&mut self, incr: &mut Background) -> Result<Vec<Check>, DemoError> {
-        incr.signal(Signal::SIGTERM);
-        let code = incr.wait(Duration::from_secs(60))?;
-        let client = self.json(&self.client.read_file(CLIENT_REPORT)?, "the client's report")?;
-        let number = |key: &str| client[key].as_u64().unwrap_or(0);
-        let counter = self.client.shell(&format!("redis-cli -h {REDIS} get counter"))?;
-        let keys = self.check_keys()?;
-        let expected_keys = (self.mib << 20).div_ceil(16_384);
-        let reason = client["reason"].as_str().unwrap_or_default();
-        let one = |name: &str, expected: u64, found: u64, detail: String| Check {
-            name: name.to_owned(),
-            expected,
-            found,
-            detail,
-        };
-        Ok(vec![
-            one("keys and values", expected_keys, keys["keys"].as_u64().unwrap_or(0), String::new()),
-            one("INCRs answered in order", number("sent"), number("replies"), reason.to_owned()),
-            one("counter", number("last_value"), counter.trim().parse().unwrap_or(0), String::new()),
-            one(
-                "connections",
-                1,
-                u64::from(code == 0 && number("reconnects") == 0),
-                "of the client, never broken".to_owned(),
-            ),
-        ])
-    }
-
-    /// Asks the process tree to check everything, and waits for its report.
-    fn tree_checks(&self, host: &str) -> Result<Vec<Check>, DemoError> {
-        let token = format!("t{}", now_ms());
-        let script = format!(
-            "echo {token} > /vol/verify; for i in $(seq 300); do grep -q {token} /vol/report.json 2>/dev/null && break; \
-             grep -q '\"ok\": false' /vol/status.json && break; sleep 0.1; done; cat /vol/report.json || cat /vol/status.json"
-        );
-        let report =
-            self.json(self.inside(host, "tree", &script)?.as_bytes(), "the process tree's report")?;
-        if report["token"].as_str() != Some(&token) || report["ok"] != true {
-            return Err(failed(format!("the process tree's own check on {host}"), report.to_string()));
+        let gap = |gap: Option<u64>| gap.map_or_else(|| "nothing".to_owned(), duration_us);
+        let mut line = format!("  a ticker inside was still for {}", gap(inside_gap_us));
+        if has_client {
+            line.push_str(&format!(", the client waited {}", gap(client_gap_us)));
         }
-        let number = |key: &str| report[key].as_u64().unwrap_or(0);
-        let all = ["pipe", "tcp", "unix", "timerfd", "worker_pages", "appended"];
-        let counted = all.iter().map(|key| (key, number(key))).filter(|(_, count)| *count > 0);
-        let detail = counted.map(|(key, count)| format!("{key} {count}")).collect::<Vec<_>>().join(", ");
-        Ok(vec![Check { name: "memory, files, sockets, timers".to_owned(), expected: 1, found: 1, detail }])
+        self.say(&line)?;
+        Ok(Trip { summary, inside_gap_us, client_gap_us, has_client })
+    }
+
+    /// Runs `decamp migrate` on the source and tells what it prints while it prints it.
+    fn migrate(&mut self, source: &Host, container: &str, to: &str) -> Result<(), DemoError> {
+        self.migrations += 1;
+        let log = format!("migrate-{}.log", self.migrations);
+        let mut command = source.spawn(&[BINARY_IN_HOST, "migrate", container, "--to", to], &[], &log)?;
+        let mut said = Tail::default();
+        let until = Instant::now() + DEADLINE;
+        let code = loop {
+            let ended = command.ended()?;
+            for line in said.new_lines(command.log(), ended.is_some()) {
+                self.say(&format!("  {}", clean(&line)))?;
+            }
+            self.interrupt.check()?;
+            match ended {
+                Some(code) => break code,
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+                None => break command.wait(Duration::ZERO)?,
+            }
+        };
+        if code == 0 {
+            return Ok(());
+        }
+        Err(DemoError::Migration {
+            container: container.to_owned(),
+            from: source.name().to_owned(),
+            to: to.to_owned(),
+            code,
+            log: last_lines(self.cluster.agent_log(source.name()).as_bytes(), 8),
+        })
+    }
+}
+
+/// Lines of a file that grows.
+#[derive(Debug, Default)]
+struct Tail {
+    at: u64,
+    rest: String,
+}
+
+impl Tail {
+    /// Whole lines since the last call; at the `end` also one without a line feed.
+    fn new_lines(&mut self, path: &Path, end: bool) -> Vec<String> {
+        let mut new = Vec::new();
+        let read = std::fs::File::open(path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.at))?;
+            file.read_to_end(&mut new)
+        });
+        // A log that cannot be read now is read the next time.
+        self.at += read.map_or(0, |length| length as u64);
+        self.rest.push_str(&String::from_utf8_lossy(&new));
+        let whole = if end { self.rest.len() } else { self.rest.rfind('\n').map_or(0, |at| at + 1) };
+        let lines = self.rest[..whole].lines().map(str::to_owned).collect();
+        self.rest.drain(..whole);
+        lines
+    }
+}
+
+fn unix_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+}
+
+/// What the newest migration of a container cost, from the history of its source's agent.
+fn summary(source: &Host, container: &str) -> Result<Summary, DemoError> {
+    let failed = |why: String| DemoError::NoSummary {
+        host: source.name().to_owned(),
+        container: container.to_owned(),
+        why,
+    };
+    let socket = source.outer_path(SOCKET_IN_HOST);
+    let asked = async {
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        // Only the authority of requests; the connector decides where bytes go.
+        let endpoint = Endpoint::from_static("http://agent.invalid").timeout(Duration::from_secs(30));
+        let channel =
+            endpoint.connect_with_connector(connector).await.map_err(|error| failed(error.to_string()))?;
+        let reply = ControlClient::new(channel).history(HistoryRequest { limit: 20 }).await;
+        reply.map_err(|status| failed(status.to_string()))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let entries = runtime.map_err(|error| failed(error.to_string()))?.block_on(asked)?.into_inner().entries;
+    let newest = entries
+        .into_iter()
+        .find(|entry| entry.container == container && entry.role == "source" && entry.outcome == "completed");
+    newest
+        .and_then(|entry| entry.summary)
+        .ok_or_else(|| failed("no completed migration in its history".into()))
+}
+
+/// Pairs trips with checks. Trips are in the order redis, tree, redis, tree.
+fn containers(trips: Vec<Trip>, redis_checks: Vec<Check>, tree_checks: Vec<Check>) -> Vec<Container> {
+    let Ok([redis, tree, redis_back, tree_back]) = <[Trip; 4]>::try_from(trips) else { return Vec::new() };
+    vec![
+        Container { name: "redis".into(), first: redis, back: redis_back, checks: redis_checks },
+        Container { name: "tree".into(), first: tree, back: tree_back, checks: tree_checks },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growing_log_is_told_in_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut tail = Tail::default();
+        assert!(tail.new_lines(&path, false).is_empty());
+        std::fs::write(&path, "one\ntw").unwrap();
+        assert_eq!(tail.new_lines(&path, false), ["one"]);
+        std::fs::write(&path, "one\ntwo\nthr").unwrap();
+        assert_eq!(tail.new_lines(&path, false), ["two"]);
+        assert_eq!(tail.new_lines(&path, true), ["thr"]);
     }
 }

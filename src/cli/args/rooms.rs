@@ -50,7 +50,7 @@ pub struct PkiArgs {
 /// What `decamp pki` can make.
 #[derive(Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make an authority: DIR/ca/ca.pem and DIR/ca/key.pem
+    /// Make an authority: DIR/ca.crt and DIR/ca.key
     Init {
         /// Folder for certificates and keys
         #[arg(long, value_name = "DIR", default_value = PKI_DIR)]
@@ -62,7 +62,7 @@ pub enum PkiCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Make a certificate for a host, or with --operator for a person: NAME.crt and NAME.key
+    /// Make a certificate for a host (NAME.crt, NAME.key), or with --operator for a person (NAME.operator.crt, .key)
     Issue {
         /// Name in the certificate: the host's name as the other agents' allow-lists spell it
         name: String,
