@@ -129,8 +129,9 @@ async fn serve(config: Config) -> Result<(), AgentError> {
         stopping: CancellationToken::new(),
         memory_promised: Default::default(),
     });
-    migration::recover(&host).await?;
-    let agent = Arc::new(Agent { host, registry: Arc::default(), listen, tasks: TaskTracker::new() });
+    let registry = Arc::default();
+    migration::recover(&host, &registry).await?;
+    let agent = Arc::new(Agent { host, registry, listen, tasks: TaskTracker::new() });
     let stop = CancellationToken::new();
     let control = listen::control(&config, &identity, Arc::clone(&agent), stop.clone())?;
     agent.tasks.spawn(accept_peers(Arc::clone(&agent)));

@@ -58,6 +58,10 @@ pub struct Record {
     pub stage: Stage,
     /// The container's freezer cgroup, at the source.
     pub freezer: Option<PathBuf>,
+    /// First process of the container at the source, with its start time: a container that came back under the same name is
+    /// another one.
+    #[serde(default)]
+    pub init: Option<(i32, u64)>,
     /// Host ends of the container's network, to bring up again after an abort.
     pub host_ends: Vec<String>,
     /// When it began, milliseconds since the Unix epoch.
@@ -259,6 +263,7 @@ mod tests {
             epoch: Epoch(3),
             stage,
             freezer: Some("/sys/fs/cgroup/freezer/redis".into()),
+            init: Some((7, 99)),
             host_ends: vec!["dc1".to_owned()],
             started_unix_ms: 1,
             resumed_us: 0,

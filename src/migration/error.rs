@@ -42,6 +42,14 @@ pub enum MigrationError {
         /// Reasons, when it has them.
         reasons: Vec<Reason>,
     },
+    /// The other host stopped the migration.
+    #[error("{host} stopped the migration: {why}")]
+    Stopped {
+        /// Which host.
+        host: String,
+        /// Its words.
+        why: String,
+    },
     /// The other host broke the protocol.
     #[error("{host} broke the protocol: {what}")]
     Protocol {
@@ -167,7 +175,9 @@ impl MigrationError {
             Self::Peer { host, log_lines, reasons, .. } => {
                 (host.as_str(), reasons.clone(), log_lines.clone(), None)
             }
-            Self::Protocol { host, .. } => (host.as_str(), Vec::new(), Vec::new(), None),
+            Self::Protocol { host, .. } | Self::Stopped { host, .. } => {
+                (host.as_str(), Vec::new(), Vec::new(), None)
+            }
             Self::Criu { log_lines, remedy, .. } => (here, Vec::new(), log_lines.clone(), *remedy),
             _ => (here, Vec::new(), Vec::new(), None),
         };

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::guard::Cancel;
 use super::source::{Decision, finish_release, resolve, undo};
-use super::{Host, MigrationError, destination, scratch, unix_ms};
+use super::{Host, MigrationError, Progress, Registry, Reservation, destination, scratch, unix_ms};
 use crate::journal::{Record, Stage};
+use crate::rpc::v1::Phase;
 
 /// How long a decided migration is remembered for a source that still has to ask.
 const REMEMBER: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -16,17 +17,31 @@ const REMEMBER: Duration = Duration::from_secs(7 * 24 * 3600);
 ///
 /// # Errors
 /// The journal cannot be read or written.
-pub async fn recover(host: &Arc<Host>) -> Result<(), MigrationError> {
+pub async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) -> Result<(), MigrationError> {
     scratch::sweep(&host.run_dir);
     for record in host.journal.all()? {
         tracing::info!(migration = %record.migration, container = %record.container, stage = ?record.stage, "found in the journal");
         match record.stage {
             Stage::Preparing => {
-                undo(host, &record).await?;
-                host.journal.remove(&record.migration).await?;
+                // One container that cannot be helped must not keep the agent, and all the others, down.
+                match undo(host, &record).await {
+                    Ok(()) => host.journal.remove(&record.migration).await?,
+                    Err(error) => {
+                        tracing::error!(migration = %record.migration, container = %record.container,
+                        error = super::chain(&error), "an unfinished migration could not be undone; the next start tries again")
+                    }
+                }
             }
             Stage::Committing => {
-                tokio::spawn(settle_in_doubt(Arc::clone(host), record));
+                let progress = Progress::new(record.migration.clone(), record.container.clone());
+                progress.enter(Phase::InDoubt);
+                progress.note(format!(
+                    "in doubt since the agent was stopped: frozen here until {} answers",
+                    record.peer
+                ));
+                // Its name is taken until then: nobody may resume it here, or move it.
+                let reservation = registry.reserve_departure(&progress, &Cancel::default(), usize::MAX).ok();
+                tokio::spawn(settle_in_doubt(Arc::clone(host), record, reservation));
             }
             Stage::Accepted => destination::forget_arrival(host, &record).await?,
             Stage::Committed => {
@@ -45,7 +60,7 @@ pub async fn recover(host: &Arc<Host>) -> Result<(), MigrationError> {
     Ok(())
 }
 
-async fn settle_in_doubt(host: Arc<Host>, record: Record) {
+async fn settle_in_doubt(host: Arc<Host>, record: Record, reservation: Option<Reservation>) {
     let settled = match resolve(&host, &record, &Cancel::default()).await {
         Decision::Runs(_) => finish_release(&host, &record).await,
         Decision::Refused(_) => undo(&host, &record).await,
@@ -55,6 +70,7 @@ async fn settle_in_doubt(host: Arc<Host>, record: Record) {
         Ok(()) => host.journal.remove(&record.migration).await.map_err(MigrationError::from),
         Err(error) => Err(error),
     };
+    drop(reservation);
     if let Err(error) = forgotten {
         tracing::error!(migration = %record.migration, container = %record.container, error = super::chain(&error),
             "a migration that was in doubt could not be settled");

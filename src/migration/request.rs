@@ -12,6 +12,9 @@ use crate::model::{ContainerId, HostId, limits};
 use crate::pages::compress::Compression;
 use crate::rpc::v1::{MigrateRequest, Reason};
 
+/// Less than this is a mistyped unit.
+const BANDWIDTH_MIN: u64 = 64 << 10;
+
 /// How the memory travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -97,6 +100,8 @@ pub struct Request {
     pub tcp: TcpPolicy,
     /// Mount point → policy.
     pub mounts: BTreeMap<String, MountPolicy>,
+    /// Mount points that this request names, as opposed to the configuration.
+    pub asked_mounts: Vec<String>,
     /// Of the whole migration.
     pub timeout: Duration,
     /// Page compression.
@@ -160,6 +165,11 @@ impl Request {
                 Err(reason) => complain(reason),
             }
         }
+        if (1..BANDWIDTH_MIN).contains(&asked.bandwidth_bytes_per_s) {
+            let what =
+                format!("--bandwidth of {} bytes a second would take for ever", asked.bandwidth_bytes_per_s);
+            complain(bad(what, "give a rate with its unit, like 100MiB/s; at least 64KiB/s"));
+        }
         let millis = |asked: u64, otherwise: Duration| match asked {
             0 => otherwise,
             ms => Duration::from_millis(ms),
@@ -185,6 +195,7 @@ impl Request {
                     bandwidth: Some(asked.bandwidth_bytes_per_s).filter(|b| *b > 0).or(settings.bandwidth),
                     tcp,
                     mounts,
+                    asked_mounts: asked.mounts.iter().map(|mount| mount.destination.clone()).collect(),
                     timeout: millis(asked.timeout_ms, settings.timeout),
                     compress,
                 })

@@ -86,12 +86,9 @@ impl Session {
             Some(Ok(Body::Refuse(refuse))) => {
                 Err(MigrationError::Refused { by: self.peer.to_string(), reasons: refuse.reasons })
             }
-            Some(Ok(Body::Abort(abort))) => Err(MigrationError::Peer {
-                host: self.peer.to_string(),
-                message: format!("stopped the migration: {}", abort.why),
-                log_lines: Vec::new(),
-                reasons: Vec::new(),
-            }),
+            Some(Ok(Body::Abort(abort))) => {
+                Err(MigrationError::Stopped { host: self.peer.to_string(), why: abort.why })
+            }
             Some(Ok(body)) => Ok(body),
             Some(Err(error)) => Err(error.into()),
             None => Err(FrameError::Closed.into()),

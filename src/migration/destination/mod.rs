@@ -109,13 +109,13 @@ async fn converse(
         epoch: Epoch(offer.epoch),
         stage: Stage::Accepted,
         freezer: None,
+        init: None,
         host_ends: Vec::new(),
         started_unix_ms: unix_ms(),
         resumed_us: 0,
     };
-    if let Some(known) = host.journal.get(&record.migration)?
-        && known.epoch >= record.epoch
-    {
+    // An id that is known here belongs to an earlier attempt, or to a migration of our own.
+    if host.journal.get(&record.migration)?.is_some() {
         return Err(MigrationError::Protocol {
             host: link.peer().to_string(),
             what: format!("offered migration {} again", record.migration),
@@ -195,12 +195,12 @@ impl Arrival {
         self.session.send(Body::Ready(ready)).await?;
         self.wait_commit(arriving).await?;
         let running = arriving.commit(&self.host, &mut self.record).await?;
+        // What the container had on the disk there is on the disk here before the source forgets it.
+        incoming.sync().await;
         // The source asks if this does not arrive: the record says Running.
         if let Err(error) = self.session.send(Body::Running(running)).await {
             tracing::warn!(migration = %self.record.migration, error = super::error::chain(&error), "the source will have to ask");
         }
-        // What the container had on the disk there must be on the disk here before the source forgets it.
-        incoming.sync().await;
         arriving.settle(&self.host, &self.record).await;
         self.wait_released().await;
         Ok(())
@@ -337,6 +337,9 @@ async fn answer_query(
         Some(record) if record.stage == Stage::Fenced => {
             (query_answer::State::Refused, 0, "this epoch was refused here".to_owned())
         }
+        Some(record) if matches!(record.stage, Stage::Preparing | Stage::Committing) => {
+            return Err(bad(format!("asks about {migration}, which leaves this host")));
+        }
         other => {
             fence(host, &migration, &query, link, other).await?;
             (query_answer::State::Refused, 0, "this epoch was never committed here".to_owned())
@@ -367,6 +370,7 @@ async fn fence(
             epoch: Epoch(query.epoch),
             stage: Stage::Fenced,
             freezer: None,
+            init: None,
             host_ends: Vec::new(),
             started_unix_ms: unix_ms(),
             resumed_us: 0,

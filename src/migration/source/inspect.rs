@@ -12,7 +12,7 @@ use crate::rpc::v1::{
     LayerDescriptor, MountDescriptor, NetworkDescriptor, Reason, RootfsDescriptor, network_descriptor,
     rootfs_descriptor,
 };
-use crate::runtime::{BindMount, Bundle, Container, Status, overlay_at};
+use crate::runtime::{BindMount, Bundle, Container, RuntimeError, Status, overlay_at};
 
 /// What was found.
 pub(super) struct Inspection {
@@ -56,7 +56,7 @@ fn reason(code: &str, what: String, evidence: String, remedy: &str) -> Reason {
 }
 
 pub(super) async fn inspect(host: &Host, request: &Request) -> Result<Inspection, MigrationError> {
-    let container = Container::read(&host.runc.root, &request.container)?;
+    let container = find(host, request)?;
     let bundle = Bundle::read(&container.bundle)?;
     let mut reasons = host.problems.clone();
     reasons.extend(state_reasons(&container, &bundle));
@@ -64,6 +64,7 @@ pub(super) async fn inspect(host: &Host, request: &Request) -> Result<Inspection
     let (rootfs, root_tree) = rootfs(host, &container).await?;
     let mut trees = vec![root_tree];
     let mut mounts = Vec::new();
+    reasons.extend(unknown_mounts(request, &bundle));
     for (index, bind) in (0u32..).zip(bundle.bind_mounts()) {
         let (descriptor, tree, refused) = mount(request, index, &bind).await?;
         mounts.push(descriptor);
@@ -84,6 +85,42 @@ pub(super) async fn inspect(host: &Host, request: &Request) -> Result<Inspection
     let memory_bytes = container.memory_bytes();
     let config_json = bundle.to_bytes()?;
     Ok(Inspection { container, config_json, rootfs, mounts, network, capture, trees, memory_bytes })
+}
+
+fn find(host: &Host, request: &Request) -> Result<Container, MigrationError> {
+    let id = &request.container;
+    match Container::read(&host.runc.root, id) {
+        Err(RuntimeError::NotFound { root, .. }) => {
+            let here: Vec<String> =
+                Container::list(&root).into_iter().map(|container| container.id.to_string()).collect();
+            let evidence = format!(
+                "in {}: {}",
+                root.display(),
+                if here.is_empty() { "none".to_owned() } else { here.join(", ") }
+            );
+            let what = format!("there is no container {id} on {}", host.id);
+            let reasons = vec![reason(
+                "not-found",
+                what,
+                evidence,
+                "see `decamp ls`, and `decamp history` for those that left",
+            )];
+            Err(MigrationError::Refused { by: host.id.to_string(), reasons })
+        }
+        read => Ok(read?),
+    }
+}
+
+/// A mistyped mount point must not fall back to the default in silence.
+fn unknown_mounts(request: &Request, bundle: &Bundle) -> Vec<Reason> {
+    let known: Vec<String> = bundle.bind_mounts().into_iter().map(|bind| bind.destination).collect();
+    let unknown = request.asked_mounts.iter().filter(|asked| !known.contains(asked));
+    unknown
+        .map(|asked| {
+            let what = format!("{} has no bind mount at {asked}", request.container);
+            reason("mount-unknown", what, format!("its bind mounts: {}", known.join(", ")), "correct --mount")
+        })
+        .collect()
 }
 
 fn state_reasons(container: &Container, bundle: &Bundle) -> Vec<Reason> {

@@ -118,6 +118,7 @@ async fn run(
         epoch: Epoch(unix_us()),
         stage: Stage::Preparing,
         freezer: Some(inspection.container.freezer.path().to_owned()),
+        init: Some((inspection.container.init_pid, inspection.container.init_start)),
         host_ends: inspection.host_ends(),
         started_unix_ms: unix_ms(),
         resumed_us: 0,

@@ -166,6 +166,10 @@ async fn clean_up(
 /// Something could not be removed; the original is dead all the same.
 pub async fn finish_release(host: &Host, record: &Record) -> Result<(), MigrationError> {
     let Ok(container) = Container::read(&host.runc.root, &record.container) else { return Ok(()) };
+    if record.init.is_some_and(|init| init != (container.init_pid, container.init_start)) {
+        tracing::warn!(container = %record.container, "the departed original is gone already; the one here now is another");
+        return Ok(());
+    }
     container.freezer.kill_all(KILL_WITHIN).await?;
     let network = Bundle::read(&container.bundle)
         .ok()
