@@ -79,3 +79,21 @@ fn a_mount_without_its_source_is_refused() {
     // Copied, all three are fine.
     crate::harness::must_migrate(&cluster, "node-a", "sources", "node-b", &[]);
 }
+
+#[test]
+fn a_mistyped_request_is_refused_before_anything_moves() {
+    let cluster = cluster_with("typo", |_| String::new());
+    let spec =
+        decamp::lab::ContainerSpec::new(crate::harness::id("typo"), &["sleep", "1000"]).volume("vol", "/vol");
+    cluster.lab.run_container("node-a", &spec).unwrap();
+    for (name, more, said) in [
+        ("nobody", &[][..], "there is no container nobody"),
+        ("typo", &["--mount", "/wol=refuse"][..], "no bind mount at /wol"),
+        ("typo", &["--bandwidth", "5"][..], "64KiB/s"),
+    ] {
+        let (code, text) = crate::harness::migrate(&cluster, "node-a", name, "node-b", more);
+        assert_eq!(code, 3, "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+    assert_eq!(crate::harness::running(&cluster, "node-a"), ["typo"]);
+}
