@@ -3,11 +3,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::model::HOOK_NAME;
 use crate::rpc::v1::Reason;
-
-/// Name of the link to the `decamp` binary that CRIU executes as its action script: CRIU passes no arguments
-/// (criu/action-scripts.c), so the name says what to be.
-pub const HOOK_NAME: &str = "decamp-hook";
 
 /// What to do with established TCP connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

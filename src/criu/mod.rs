@@ -9,7 +9,7 @@ mod log;
 mod page_server;
 mod version;
 
-pub use config::{CriuConfig, HOOK_NAME, TcpPolicy};
+pub use config::{CriuConfig, TcpPolicy};
 pub use log::{Diagnosis, diagnose};
 pub use page_server::{PageEvent, PageRecord, PageServer, PageServerError, receive_pages};
 pub use version::{CriuProblem, CriuVersion, MINIMUM, check};

@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use super::{Action, Greeting, NAME};
+use super::{Action, Greeting};
+use crate::model::HOOK_NAME;
 
 /// Environment variable that names the agent's hook socket; inherited through runc and CRIU.
 pub const ENV_SOCKET: &str = "DECAMP_HOOK_SOCKET";
@@ -14,7 +15,9 @@ pub const ENV_TOKEN: &str = "DECAMP_HOOK_TOKEN";
 /// Was the program started under the hook's name? CRIU passes no arguments, so the name is all there is.
 #[must_use]
 pub fn called_as_hook(program: Option<&std::ffi::OsStr>) -> bool {
-    program.and_then(|program| std::path::Path::new(program).file_name()).is_some_and(|name| name == NAME)
+    program
+        .and_then(|program| std::path::Path::new(program).file_name())
+        .is_some_and(|name| name == HOOK_NAME)
 }
 
 /// The whole program. Success lets CRIU go on.

@@ -15,9 +15,6 @@ mod hub;
 pub use client::{ENV_SOCKET, ENV_TOKEN, called_as_hook, main};
 pub use hub::{HookCall, HookError, HookHub, HookWaiter, Verdict};
 
-/// Name of the link to the binary under which CRIU executes it.
-pub const NAME: &str = "decamp-hook";
-
 use serde::{Deserialize, Serialize};
 
 /// CRIU's script points that decamp takes part in (criu/action-scripts.c).

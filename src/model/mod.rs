@@ -7,3 +7,7 @@ pub mod page;
 
 pub use id::{ContainerId, Epoch, HostId, MigrationId};
 pub use page::{Digest, ObjectId, PAGE_SIZE, PageIndex, PageRange};
+
+/// Name of the link to the `decamp` binary that CRIU executes as its action script: CRIU passes no arguments
+/// (criu/action-scripts.c), so the name says what to be.
+pub const HOOK_NAME: &str = "decamp-hook";
