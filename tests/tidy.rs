@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
-/// The only places with unsafe code: system calls, and the library preloaded into test workloads.
+/// The only places with unsafe code: system calls, and the object preloaded into CRIU.
 const UNSAFE_ROOMS: [&str; 2] = ["sys", "preload"];
 /// What a hand may use: the ground all rooms stand on. Hands do not know each other.
 const GROUND: &[&str] = &["model", "rpc", "protocol", "sys", "images", "pages"];
 /// The rooms that touch one thing each.
 const HANDS: &[&str] =
-    &["runtime", "criu", "memory", "files", "network", "store", "pki", "quic", "journal", "hook"];
+    &["runtime", "criu", "memory", "files", "network", "store", "pager", "pki", "quic", "journal", "hook"];
 
 /// What a room may name.
 enum May {
@@ -42,6 +42,7 @@ const ROOMS: &[(&str, May)] = &[
     ("files", Name(&[GROUND])),
     ("network", Name(&[GROUND])),
     ("store", Name(&[GROUND])),
+    ("pager", Name(&[GROUND])),
     ("pki", Name(&[GROUND])),
     // Its connections are made with the certificates of pki.
     ("quic", Name(&[GROUND, &["pki"]])),
