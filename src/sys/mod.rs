@@ -3,4 +3,5 @@
 
 pub mod memfd;
 pub mod pagemap;
+pub mod priority;
 pub mod process_vm;

@@ -184,6 +184,7 @@ async fn agreed(
 
 impl Source {
     async fn copy_and_cut_over(&mut self) -> Result<Summary, MigrationError> {
+        let copying = self.host.courtesy.copying();
         self.progress.enter(Phase::Files);
         self.file_round(1, false).await?;
         if self.request.mode == Mode::PreCopy {
@@ -192,6 +193,8 @@ impl Source {
             self.file_round(2, false).await?;
         }
         self.progress.enter(Phase::CutOver);
+        let _frozen = self.host.courtesy.frozen();
+        drop(copying);
         self.cut_over().await
     }
 
