@@ -153,3 +153,60 @@ fn stack_pointers_of_waiting_threads_lie_in_their_stacks() {
     assert_eq!(stack_pointer("0 0x3 0x1 0x2 0x0 0x0 0x0 0x7ffd1000 0x7f00\n"), Some(0x7ffd_1000));
     assert_eq!(stack_pointer(""), None);
 }
+
+/// Asks as CRIU does, and then in other ways: what came of smaps, and of three queries.
+const QUESTIONS: &str = r"
+import ctypes, fcntl, os, sys
+pid, start, end = (int(word) for word in sys.argv[1:])
+folder = os.open(f'/proc/{pid}', os.O_PATH)
+smaps = os.open('smaps', os.O_RDONLY, dir_fd=folder)
+real = open(f'/proc/{pid}/smaps').read()
+kept = lambda text: [l for l in text.splitlines() if l.startswith('VmFlags') or l.split(' ')[0].count('-') == 1]
+text = open(smaps, closefd=False).read()
+print('same' if kept(text) == kept(real) else 'other', 'ours' if 'Size' not in text else 'theirs')
+pagemap = os.open('pagemap', os.O_RDONLY, dir_fd=folder)
+regions = (ctypes.c_uint64 * 300)()
+def scan(start, end, mask):
+    words = [96, 0, start, end, 0, ctypes.addressof(regions), 100, 0, 0x24, 0x24, mask, 0x18]
+    argument = (ctypes.c_uint64 * 12)(*words)
+    got = fcntl.ioctl(pagemap, 0xc0606610, argument)
+    print(got, argument[4] == end)
+scan(start, end, 0x18)
+scan(start, end - 4096, 0x18)
+scan(start, end, 0x8)
+";
+
+fn ask(program: &Path, home: &str, subject: &Subject, environment: &[(&str, OsString)]) -> String {
+    let (start, end) = (subject.places[0], subject.places[0] + (32 << 20));
+    let mut command = Command::new(program);
+    command.args(["-c", QUESTIONS, &subject.child.id().to_string(), &start.to_string(), &end.to_string()]);
+    command.env("PYTHONHOME", home).envs(environment.iter().map(|(name, value)| (name, value)));
+    let output = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_object_answers_a_program_named_criu_and_no_other() {
+    let (subject, _output) = subject();
+    let pid = pid(&subject);
+    let folder = tempfile::tempdir().unwrap();
+    let environment = HidePlan::look(&[pid]).unwrap().write(folder.path()).unwrap();
+    let python = Command::new("python3")
+        .args(["-c", "import os, sys; print(os.path.realpath(sys.executable)); print(sys.base_prefix)"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(python.stdout).unwrap();
+    let [python, home] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let (criu, other) = (folder.path().join("criu"), folder.path().join("crit"));
+    fs::copy(python, &criu).unwrap();
+    fs::copy(python, &other).unwrap();
+
+    let big = PageRange::of_addresses(subject.places[0], subject.places[0] + (32 << 20));
+    // One page of it was touched.
+    assert_eq!(ask(&other, home, &subject, &environment), "same theirs\n1 True\n1 True\n1 True\n");
+    assert_eq!(ask(&criu, home, &subject, &environment[..1]), "same theirs\n1 True\n1 True\n1 True\n");
+    assert_eq!(Hidden::read(folder.path()).unwrap(), BTreeMap::new());
+    assert_eq!(ask(&criu, home, &subject, &environment), "same ours\n0 True\n1 True\n1 True\n");
+    assert_eq!(Hidden::read(folder.path()).unwrap(), BTreeMap::from([(pid, vec![big])]));
+}
