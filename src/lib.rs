@@ -17,6 +17,7 @@ pub mod model;
 pub mod network;
 pub mod pages;
 pub mod pki;
+pub mod preload;
 pub mod protocol;
 pub mod quic;
 pub mod rpc;
