@@ -3,4 +3,7 @@
 
 pub mod memfd;
 pub mod pagemap;
+pub mod passing;
 pub mod process_vm;
+pub mod twin;
+pub mod uffd;
