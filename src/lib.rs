@@ -15,6 +15,7 @@ pub mod memory;
 pub mod migration;
 pub mod model;
 pub mod network;
+pub mod pager;
 pub mod pages;
 pub mod pki;
 pub mod preload;

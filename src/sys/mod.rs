@@ -4,4 +4,7 @@
 pub mod memfd;
 pub mod pagemap;
 pub mod priority;
+pub mod passing;
 pub mod process_vm;
+pub mod twin;
+pub mod uffd;
