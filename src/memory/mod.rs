@@ -30,4 +30,7 @@ pub use pipeline::{PagePlane, PlaneOptions};
 pub use process::{Process, processes};
 pub use retain::{RetainedStats, retain_departed};
 pub use stats::{Progress, RoundStats};
-pub use tracker::{ContentHashTracker, MappedPages, Survey, Tracker};
+pub use tracker::{
+    ContentHashTracker, MappedPages, MixedTracker, Survey, Technique, TrackedProcess, Tracker,
+    UserfaultTracker,
+};
