@@ -254,7 +254,8 @@ fn checkpoint_a_container() {
         Pagemap::open(pid, probe().unwrap()).unwrap().populated(*range, false, &mut populated).unwrap();
         populated.iter().map(|run| run.count).sum::<u64>() >= 24 * MIB / PAGE_SIZE as u64
     };
-    let asleep = || fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("nanosleep"));
+    // clock_nanosleep(2) on x86-64.
+    let asleep = || fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|at| at.starts_with("230 "));
     let plan = wait("the container to fill its memory", || {
         let plan = asleep().then(|| HidePlan::look(&[pid]).unwrap())?;
         plan.ranges(pid).iter().any(filled).then_some(plan)
