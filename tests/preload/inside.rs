@@ -17,7 +17,7 @@ use decamp::sys::process_vm::read_pages;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::INSIDE;
+use super::{DONE, INSIDE};
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -218,6 +218,7 @@ fn dump_and_restore() {
     criu(&images, &["restore", "-d"], &[]);
     subject.ask(Signal::SIGUSR1, "ok");
     end(&subject.pids);
+    println!("{DONE}");
 }
 
 #[test]
@@ -238,6 +239,7 @@ fn dump_what_changed() {
     assert_eq!(dumped(&images, parent, subject.big), subject.big.count - 1);
     assert_eq!(hidden[&child], plan.ranges(child));
     end(&subject.pids);
+    println!("{DONE}");
 }
 
 #[test]
@@ -273,4 +275,5 @@ fn checkpoint_a_container() {
     for range in plan.ranges(pid) {
         assert_eq!(dumped(&images, 1, range), 0);
     }
+    println!("{DONE}");
 }

@@ -13,6 +13,8 @@ use decamp::model::ContainerId;
 
 /// Set where this program runs in a lab host.
 const INSIDE: &str = "DECAMP_TEST_INSIDE";
+/// What it says there at its end.
+const DONE: &str = "came to the end inside";
 /// This program, there.
 const PROGRAM: &str = "/tmp/test";
 const SUBJECT: &str = include_str!("subject.py");
@@ -32,7 +34,8 @@ fn run_inside(host: &Host, what: &str) {
     let program =
         ["env", &format!("{INSIDE}=1"), "RUST_BACKTRACE=1", PROGRAM, "--exact", &test, "--nocapture"];
     let output = host.exec_with(&program, b"", Duration::from_secs(300)).unwrap();
-    output.success(what).unwrap();
+    let said = output.success(what).unwrap();
+    assert!(said.contains(DONE), "{said}");
 }
 
 #[test]
