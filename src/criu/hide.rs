@@ -37,6 +37,9 @@ struct Looked {
     /// Its line of flags.
     flags: Vec<u8>,
     pages: PageRange,
+    /// Of the kind that may be hidden.
+    eligible: bool,
+    /// Eligible, and not refused by [`HidePlan::restrict`].
     hide: bool,
 }
 
@@ -67,6 +70,31 @@ impl HidePlan {
         Ok(Self { processes })
     }
 
+    /// Brings the plan up to date: reads smaps only of processes that are new or whose maps are no longer those of the plan, which
+    /// takes a fraction of the time of [`HidePlan::look`]; forgets those that are gone. Restrictions are to be made again.
+    ///
+    /// # Errors
+    /// As [`HidePlan::look`].
+    pub fn refresh(&mut self, pids: &[i32]) -> io::Result<()> {
+        self.processes.retain(|pid, _| pids.contains(pid));
+        let mut changed = Vec::new();
+        for pid in pids {
+            let maps = match fs::read(format!("/proc/{pid}/maps")) {
+                Ok(maps) => maps,
+                Err(e) if gone(&e) => Vec::new(),
+                Err(e) => return Err(e),
+            };
+            let planned = self.processes.get(pid).map(Vec::as_slice).unwrap_or_default();
+            let lines = maps.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            if planned.is_empty() || !lines.eq(planned.iter().map(|looked| looked.line.as_slice())) {
+                self.processes.remove(pid);
+                changed.push(*pid);
+            }
+        }
+        self.processes.append(&mut Self::look(&changed)?.processes);
+        Ok(())
+    }
+
     /// The processes that were found.
     pub fn pids(&self) -> impl Iterator<Item = i32> {
         self.processes.keys().copied()
@@ -84,10 +112,10 @@ impl HidePlan {
             .collect()
     }
 
-    /// Hides only what `may` agrees to; the copy of smaps stays whole.
+    /// Hides only what `may` agrees to, of all that is eligible; the copy of smaps stays whole.
     pub fn restrict(&mut self, mut may: impl FnMut(i32, PageRange) -> bool) {
         for (pid, mappings) in &mut self.processes {
-            for looked in mappings.iter_mut().filter(|looked| looked.hide) {
+            for looked in mappings.iter_mut().filter(|looked| looked.eligible) {
                 looked.hide = may(*pid, looked.pages);
             }
         }
@@ -188,12 +216,12 @@ fn smaps(pid: i32) -> io::Result<Vec<Looked>> {
 fn looked(line: Vec<u8>, flags: Vec<u8>) -> Option<Looked> {
     let parsed = maps_line(&line)?;
     let refused = flags.split(|byte| *byte == b' ').any(|flag| FLAGS_REFUSED.contains(&flag));
-    let hide = parsed.is_private_memory()
+    let eligible = parsed.is_private_memory()
         && parsed.mode[0] == b'r'
         && parsed.end - parsed.start >= HIDDEN_BYTES_MIN
         && !refused;
     let pages = PageRange::of_addresses(parsed.start, parsed.end);
-    Some(Looked { line, flags, pages, hide })
+    Some(Looked { line, flags, pages, eligible, hide: eligible })
 }
 
 fn in_one_step(path: &Path, content: &[u8]) -> io::Result<()> {

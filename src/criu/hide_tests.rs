@@ -80,6 +80,17 @@ fn big_private_memory_is_eligible_and_locked_or_small_is_not() {
 
     plan.restrict(|of, range| of != pid || range != big);
     assert!(!plan.ranges(pid).contains(&big));
+    plan.restrict(|_, _| true);
+    assert!(plan.ranges(pid).contains(&big), "each restriction begins with all that is eligible");
+    // Locking has not changed a line of maps: that is what changed_flags is for. A process that is new is looked at.
+    plan.refresh(&[pid]).unwrap();
+    assert!(plan.ranges(pid).contains(&big));
+    let mut other = HidePlan::default();
+    other.refresh(&[pid, i32::MAX]).unwrap();
+    assert_eq!(other.pids().collect::<Vec<_>>(), [pid]);
+    assert!(!other.ranges(pid).contains(&big));
+    other.refresh(&[]).unwrap();
+    assert_eq!(other.pids().count(), 0);
 }
 
 #[test]

@@ -17,6 +17,13 @@
 //! (criu/mem.c, `collect_madv_guards`), which always reaches the kernel: hidden mappings keep their guards. Queries of 2 MiB
 //! windows (small mappings) and those that go on inside a mapping never equal a mapping of the plan.
 //!
+//! A seccomp filter with user notification could answer the same calls without a library, in a statically linked CRIU too. It was
+//! measured and not taken. On a two-core machine (medians): a hidden query takes 13 µs here, its line in the report included, and
+//! 17 to 20 µs there; a query that passes takes 1.8 µs with the library as without. A filter cannot read a path, so each `openat`
+//! of the runtime, CRIU and everything they start goes to the supervisor: 17 µs instead of 4. The answer to PAGEMAP_SCAN lies in
+//! CRIU's memory, which the supervisor must write (`process_vm_writev`). And a filter is inherited for good: its supervisor may not
+//! die before the last process that has it, or their calls fail with ENOSYS.
+//!
 //! The library is loaded into everything the runtime starts (the runtime itself, tar, ip, iptables, hooks). It does something only
 //! where the executable is named criu and the plan is there. It must never crash or fail a call that would have succeeded, must
 //! not allocate (no allocator: memory comes from mmap and is checked), and calls nothing of libc that could be missing in another

@@ -17,7 +17,7 @@ use decamp::sys::process_vm::read_pages;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::INSIDE;
+use super::{DONE, INSIDE};
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -218,6 +218,7 @@ fn dump_and_restore() {
     criu(&images, &["restore", "-d"], &[]);
     subject.ask(Signal::SIGUSR1, "ok");
     end(&subject.pids);
+    println!("{DONE}");
 }
 
 #[test]
@@ -238,4 +239,41 @@ fn dump_what_changed() {
     assert_eq!(dumped(&images, parent, subject.big), subject.big.count - 1);
     assert_eq!(hidden[&child], plan.ranges(child));
     end(&subject.pids);
+    println!("{DONE}");
+}
+
+#[test]
+fn checkpoint_a_container() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    let state = Command::new("runc").args(["state", "filled"]).output().unwrap().stdout;
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    let pid = i32::try_from(state["pid"].as_i64().unwrap()).unwrap();
+    // Until it has filled its block, the mapping comes and goes.
+    let filled = |range: &PageRange| {
+        let mut populated = Vec::new();
+        Pagemap::open(pid, probe().unwrap()).unwrap().populated(*range, false, &mut populated).unwrap();
+        populated.iter().map(|run| run.count).sum::<u64>() >= 24 * MIB / PAGE_SIZE as u64
+    };
+    // clock_nanosleep(2) on x86-64.
+    let asleep = || fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|at| at.starts_with("230 "));
+    let plan = wait("the container to fill its memory", || {
+        let plan = asleep().then(|| HidePlan::look(&[pid]).unwrap())?;
+        plan.ranges(pid).iter().any(filled).then_some(plan)
+    });
+    let (images, plans) = (PathBuf::from("/tmp/images"), PathBuf::from("/tmp/plans"));
+    fs::create_dir(&plans).unwrap();
+    let mut runc = Command::new("runc");
+    runc.args(["checkpoint", "--image-path"]).arg(&images).arg("--work-path").arg(&images).arg("filled");
+    runc.envs(plan.write(&plans).unwrap());
+    let output = runc.stdin(Stdio::null()).output().unwrap();
+    let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+    let end: Vec<&str> = log.lines().rev().take(40).collect();
+    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), end.join("\n"));
+    assert_eq!(Hidden::read(&plans).unwrap(), BTreeMap::from([(pid, plan.ranges(pid))]));
+    for range in plan.ranges(pid) {
+        assert_eq!(dumped(&images, 1, range), 0);
+    }
+    println!("{DONE}");
 }
