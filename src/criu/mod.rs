@@ -11,7 +11,7 @@ mod page_server;
 mod version;
 
 pub use config::{CriuConfig, TcpPolicy};
-pub use hide::{HidePlan, Hidden, stack_pointer_pages};
+pub use hide::{Hidden, HidePlan, stack_pointer_pages};
 pub use log::{Diagnosis, diagnose};
 pub use page_server::{PageEvent, PageRecord, PageServer, PageServerError, receive_pages};
 pub use version::{CriuProblem, CriuVersion, MINIMUM, check};

@@ -4,8 +4,8 @@
 pub mod inject;
 pub mod memfd;
 pub mod pagemap;
-pub mod priority;
 pub mod passing;
+pub mod priority;
 pub mod process_vm;
 pub mod twin;
 pub mod uffd;

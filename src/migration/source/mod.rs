@@ -13,6 +13,7 @@ mod cutover;
 mod decision;
 mod images;
 mod inspect;
+mod layouts;
 mod negotiate;
 mod precopy;
 mod release;
