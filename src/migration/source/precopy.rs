@@ -62,7 +62,7 @@ impl Source {
         Ok(())
     }
 
-    async fn memory_round(&mut self, number: u32) -> Result<RoundStats, MigrationError> {
+    pub(super) async fn memory_round(&mut self, number: u32) -> Result<RoundStats, MigrationError> {
         let progress = self.progress.clone();
         let started = std::time::Instant::now();
         let told = move |PagesSoFar { pages_done, pages_total, bytes_sent }| {
@@ -98,6 +98,7 @@ pub(super) fn for_operator(round: u32, stats: &PageStats) -> RoundStats {
         duration_us: u64::try_from(stats.duration.as_micros()).unwrap_or(u64::MAX),
         dirty_pages_per_s: stats.dirty_pages_per_s,
         expected_downtime_ms: 0,
+        pages_missed: stats.pages_missed,
     }
 }
 
