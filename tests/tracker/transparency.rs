@@ -1,6 +1,5 @@
 //! A process does not notice that one of its threads was borrowed.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -62,7 +61,7 @@ fn an_injector_that_is_killed_leaves_nobody_stopped() {
         let mut injector = Command::new(program())
             .arg0(PROGRAM)
             .args(["take", &target.pid().to_string()])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_micros(turn * 397 % 12_000));

@@ -73,7 +73,12 @@ fn carry_out(order: Order) -> (Answer, Option<OwnedFd>) {
 fn unfit(pid: i32) -> Option<Trouble> {
     let mut buffer = [0; 4096];
     let tracer = task::status_field(pid, "TracerPid", &mut buffer)?;
-    (tracer != "0").then(|| Trouble::new(Refusal::Traced, "another program traces it"))
+    if tracer != "0" {
+        return Some(Trouble::new(Refusal::Traced, "another program traces it"));
+    }
+    // It stops when asked, and does not run when let go (kernel/cgroup/freezer.c).
+    let frozen = fs::read(format!("/proc/{pid}/wchan")).is_ok_and(|place| place == b"do_freezer_trap");
+    frozen.then(|| Trouble::new(Refusal::Failed, "its cgroup is frozen"))
 }
 
 fn reply(answer: &Answer, descriptor: Option<&OwnedFd>) -> std::io::Result<()> {
