@@ -13,6 +13,7 @@
 mod batch;
 mod error;
 mod final_pass;
+mod hidden_pass;
 mod ledger;
 mod mapping;
 mod pipeline;
@@ -24,6 +25,7 @@ mod stream;
 mod tracker;
 
 pub use error::MemoryError;
+pub use hidden_pass::{SpotCheck, SpotChecker};
 pub use ledger::Ledger;
 pub use mapping::{Backing, Mapping};
 pub use pipeline::{PagePlane, PlaneOptions};

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -22,6 +23,25 @@ fn offset_of(page: u64) -> io::Result<u64> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "page number beyond 57-bit addresses"));
     }
     Ok(page * PAGE_SIZE as u64)
+}
+
+impl From<OwnedFd> for MemFile {
+    /// A file that somebody else made.
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd) }
+    }
+}
+
+impl From<MemFile> for OwnedFd {
+    fn from(file: MemFile) -> Self {
+        file.file.into()
+    }
+}
+
+impl AsFd for MemFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl MemFile {

@@ -4,5 +4,9 @@
 pub mod inject;
 pub mod memfd;
 pub mod pagemap;
+pub mod passing;
+pub mod priority;
 pub mod process_vm;
+pub mod twin;
+pub mod uffd;
 pub mod uffd_wp;
