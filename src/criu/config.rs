@@ -56,8 +56,6 @@ pub struct CriuConfig {
     pub tcp: TcpPolicy,
     /// Largest deleted-but-open file that is carried inside the images.
     pub ghost_limit_bytes: u64,
-    /// At a restore: pages of private memory come from whoever listens in CRIU's work folder, when they are touched or before.
-    pub lazy_pages: bool,
 }
 
 impl CriuConfig {
@@ -70,9 +68,6 @@ impl CriuConfig {
         text.push_str("skip-in-flight\n");
         // The default of 1 MiB refuses containers with a large deleted file open.
         let _infallible = writeln!(text, "ghost-limit {}", self.ghost_limit_bytes);
-        if self.lazy_pages {
-            text.push_str("lazy-pages\n");
-        }
         if self.tcp == TcpPolicy::Close {
             text.push_str("tcp-close\n");
         }
@@ -83,15 +78,10 @@ impl CriuConfig {
     ///
     /// # Errors
     /// The file system's.
-    pub fn install(
-        folder: &Path,
-        program: &Path,
-        tcp: TcpPolicy,
-        lazy_pages: bool,
-    ) -> std::io::Result<PathBuf> {
+    pub fn install(folder: &Path, program: &Path, tcp: TcpPolicy) -> std::io::Result<PathBuf> {
         let hook = folder.join(HOOK_NAME);
         std::os::unix::fs::symlink(program, &hook)?;
-        let config = Self { hook, tcp, ghost_limit_bytes: 4 << 30, lazy_pages };
+        let config = Self { hook, tcp, ghost_limit_bytes: 4 << 30 };
         let path = folder.join("criu.conf");
         std::fs::write(&path, config.render())?;
         Ok(path)
@@ -108,7 +98,6 @@ mod tests {
             hook: "/run/x/decamp-hook".into(),
             tcp: TcpPolicy::Keep,
             ghost_limit_bytes: 1 << 20,
-            lazy_pages: false,
         };
         assert_eq!(
             config.render(),

@@ -14,6 +14,7 @@ mod batch;
 mod error;
 mod final_pass;
 mod hidden_pass;
+mod invariant;
 mod ledger;
 mod mapping;
 mod pipeline;

@@ -32,8 +32,6 @@ pub(super) struct Setup<'a> {
     pub(super) program: &'a Path,
     /// Connections.
     pub(super) tcp: TcpPolicy,
-    /// Pages of private memory come later, from the pager in the work folder.
-    pub(super) lazy_pages: bool,
     /// Where the hooks find the agent.
     pub(super) hook_socket: &'a Path,
     /// What they show there.
@@ -86,7 +84,7 @@ impl Scratch {
         &self,
         with: &Setup<'_>,
     ) -> Result<Vec<(&'static str, OsString)>, MigrationError> {
-        let config = CriuConfig::install(&self.root, with.program, with.tcp, with.lazy_pages)
+        let config = CriuConfig::install(&self.root, with.program, with.tcp)
             .map_err(MigrationError::io("write CRIU's configuration in", &self.root))?;
         Ok(vec![
             ("CRIU_CONFIG_FILE", config.into_os_string()),
@@ -134,7 +132,6 @@ mod tests {
             .criu_environment(&Setup {
                 program: Path::new("/bin/true"),
                 tcp: TcpPolicy::Keep,
-                lazy_pages: false,
                 hook_socket: Path::new("/run/x.sock"),
                 token: "secret",
             })

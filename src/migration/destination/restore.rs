@@ -212,7 +212,6 @@ impl Arriving {
         let environment = self.scratch.criu_environment(&Setup {
             program: &host.program,
             tcp: plan.tcp,
-            lazy_pages: self.pager.is_some(),
             hook_socket: host.hooks.path(),
             token: waiter.token(),
         })?;
@@ -221,6 +220,7 @@ impl Arriving {
             bundle: &self.home.bundle(),
             images: &self.scratch.images(),
             work: &self.scratch.work(),
+            lazy_pages: self.pager.is_some(),
             tcp_established: plan.tcp == TcpPolicy::Keep,
             environment: &environment,
         })?;
@@ -236,7 +236,11 @@ impl Arriving {
             pager.release_to_container(container.freezer.path(), container.init_pid).await?;
         }
         timings.push(timing("restore", began));
-        Ok(Ready { epoch: record.epoch.0, timings, pages_verified: assembled.pages_verified })
+        Ok(Ready {
+            epoch: record.epoch.0,
+            timings,
+            pages_verified: assembled.pages_verified + assembled.pages_lazy,
+        })
     }
 
     /// Gives the pager what is in no image; it goes when there is nothing.

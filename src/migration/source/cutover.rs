@@ -106,7 +106,6 @@ impl Source {
         let mut environment = scratch.criu_environment(&Setup {
             program: &self.host.program,
             tcp,
-            lazy_pages: false,
             hook_socket: self.host.hooks.path(),
             token: waiter.token(),
         })?;

@@ -21,9 +21,9 @@ use super::super::MigrationError;
 use super::super::request::Mode;
 use super::Source;
 use crate::criu::{Hidden, HidePlan, stack_pointer_pages};
-use crate::memory::{Process, SpotCheck, processes};
+use crate::memory::{Process, SpotCheck, Survey, processes};
 use crate::model::layout::ObjectLayout;
-use crate::model::page::PageRange;
+use crate::model::page::{PageIndex, PageRange};
 use crate::rpc::v1::event::Body as EventBody;
 use crate::telemetry;
 
@@ -87,21 +87,37 @@ impl Source {
     ) -> Result<(), MigrationError> {
         hiding.hidden =
             Hidden::read(folder).map_err(MigrationError::io("read what was hidden from CRIU in", folder))?;
-        for (pid, ranges) in &hiding.hidden {
-            let process = *hiding.processes.get(pid).ok_or_else(|| unknown_process(folder, *pid))?;
-            let tracker = Arc::clone(&self.tracker);
-            let ranges = ranges.clone();
-            let look = move || {
-                let survey = tracker.final_survey(process, &ranges)?;
-                let eager = stack_pointer_pages(process.pid);
-                Ok::<_, crate::memory::MemoryError>((ranges, survey, eager))
-            };
-            let looked = tokio::task::spawn_blocking(look).await.map_err(|_| MigrationError::Stopping)?;
-            let (ranges, survey, eager) = looked?;
-            let eager = eager.map_err(MigrationError::io("read the stack pointers in", folder))?;
-            self.plane.final_hidden(process, &ranges, &survey, &eager, &self.tracker).await?;
+        let frozen = self.processes()?;
+        if let Some(pid) = hiding.hidden.keys().find(|pid| !frozen.iter().any(|it| it.pid == **pid)) {
+            return Err(unknown_process(folder, *pid));
+        }
+        for process in frozen {
+            hiding.processes.insert(process.pid, process);
+            let ranges = hiding.hidden.get(&process.pid).cloned().unwrap_or_default();
+            let (survey, eager) = self.look_at_hidden(process, ranges.clone()).await?;
+            self.plane.complete_process(process, &ranges, survey, &eager, &self.tracker).await?;
         }
         Ok(())
+    }
+
+    async fn look_at_hidden(
+        &self,
+        process: Process,
+        hidden: Vec<PageRange>,
+    ) -> Result<(Survey, Vec<PageIndex>), MigrationError> {
+        if hidden.is_empty() {
+            return Ok((Survey { task: process.pid, mappings: Vec::new() }, Vec::new()));
+        }
+        let tracker = Arc::clone(&self.tracker);
+        let look = move || -> Result<_, MigrationError> {
+            let survey = tracker.final_survey(process, &hidden)?;
+            let folder = format!("/proc/{}", process.pid);
+            let eager = stack_pointer_pages(process.pid);
+            let eager =
+                eager.map_err(MigrationError::io("read the stack pointers in", Path::new(&folder)))?;
+            Ok((survey, eager))
+        };
+        tokio::task::spawn_blocking(look).await.map_err(|_| MigrationError::Stopping)?
     }
 
     /// Runs beside the restore at the destination, and costs no downtime: what was believed about the hidden mappings is looked at
