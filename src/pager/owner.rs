@@ -81,8 +81,12 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// The owner and the handle to it; `run` belongs on a thread of its own.
-    pub(super) fn new(jobs: SyncSender<Job>, progress: Arc<Progress>) -> nix::Result<(Self, OwnerHandle)> {
+    /// The owner and the handle to it; `run` belongs on a thread of its own. `cpus`: its share of the machine.
+    pub(super) fn new(
+        jobs: SyncSender<Job>,
+        progress: Arc<Progress>,
+        cpus: f64,
+    ) -> nix::Result<(Self, OwnerHandle)> {
         let bell = Arc::new(Doorbell::new()?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(bell.event.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
@@ -103,7 +107,7 @@ impl Owner {
             buffers,
             order: VecDeque::new(),
             restored: false,
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(Instant::now(), cpus),
             scratch: Scratch::default(),
             full_since: None,
             progress,

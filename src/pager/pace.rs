@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// Bytes per second that the fill always makes.
-pub(super) const FLOOR: f64 = 64.0 * 1024.0 * 1024.0;
+/// Bytes per second and CPU that the fill always makes: about an eighth of the machine's time.
+const FLOOR_PER_CPU: f64 = 128.0 * 1024.0 * 1024.0;
 /// Above this it is as good as unlimited.
 const CEILING: f64 = 16.0 * 1024.0 * 1024.0 * 1024.0;
 /// Share of the time that preparers may wait before we call it contention.
@@ -22,6 +22,7 @@ const CREDIT: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: f64,
+    floor: f64,
     next: Instant,
     window: Instant,
     waited_ns: u64,
@@ -29,8 +30,9 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { rate: CEILING, next: now, window: now, waited_ns: 0, ran_ns: 0 }
+    /// `cpus`: those that this owner may think of as its share.
+    pub(super) fn new(now: Instant, cpus: f64) -> Self {
+        Self { rate: CEILING, floor: FLOOR_PER_CPU * cpus, next: now, window: now, waited_ns: 0, ran_ns: 0 }
     }
 
     /// A chunk was installed; `waited_ns` and `ran_ns` are what its preparation cost.
@@ -41,7 +43,7 @@ impl Pace {
             #[expect(clippy::cast_precision_loss, reason = "a share")]
             let share = self.waited_ns as f64 / (self.waited_ns + self.ran_ns).max(1) as f64;
             self.rate = if share > WAIT_SHARE { self.rate.min(1e9) * 0.7 } else { self.rate * 1.4 };
-            self.rate = self.rate.clamp(FLOOR, CEILING);
+            self.rate = self.rate.clamp(self.floor, CEILING);
             (self.waited_ns, self.ran_ns, self.window) = (0, 0, now);
         }
         #[expect(clippy::cast_precision_loss, reason = "a duration")]
@@ -58,7 +60,7 @@ impl Pace {
     /// When a chunk must be installed, whoever waits: the floor.
     pub(super) fn latest(&self, bytes: usize) -> Instant {
         #[expect(clippy::cast_precision_loss, reason = "a duration")]
-        let length = Duration::from_secs_f64(bytes as f64 / FLOOR);
+        let length = Duration::from_secs_f64(bytes as f64 / self.floor);
         self.next + length
     }
 }
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn contention_slows_down_to_the_floor_and_idleness_speeds_up() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::new(start, 1.0);
         let mut now = start;
         let mut install = |pace: &mut Pace, waited: u64| {
             now = now.max(pace.next()) + WINDOW;
@@ -108,7 +110,7 @@ mod tests {
             install(&mut pace, 5000);
         }
         let slow = install(&mut pace, 5000);
-        assert!((slow - f64::from(1 << 20) / FLOOR).abs() < 1e-6, "{slow}");
+        assert!((slow - f64::from(1 << 20) / FLOOR_PER_CPU).abs() < 1e-6, "{slow}");
         for _ in 0..100 {
             install(&mut pace, 0);
         }

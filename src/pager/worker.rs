@@ -120,8 +120,10 @@ fn start(setup: &Setup) -> Result<Worker<'_>, PagerError> {
             .map_err(PagerError::io("start a thread"))?;
     }
     let mut handles = Vec::new();
+    #[expect(clippy::cast_precision_loss, reason = "a few CPUs")]
+    let share = cpus as f64 / owners as f64;
     for _ in 0..owners {
-        let (owner, handle) = Owner::new(jobs.clone(), Arc::clone(&progress))
+        let (owner, handle) = Owner::new(jobs.clone(), Arc::clone(&progress), share)
             .map_err(PagerError::io("make an epoll descriptor"))?;
         thread("owner").spawn(move || owner.run()).map_err(PagerError::io("start a thread"))?;
         handles.push(handle);
