@@ -18,12 +18,16 @@ const WINDOW: Duration = Duration::from_millis(4);
 /// How far behind its schedule it may catch up.
 const CREDIT: Duration = Duration::from_millis(2);
 
+/// How far the floor's schedule may lie ahead or behind: what was done early does not excuse a long pause.
+const AHEAD: Duration = Duration::from_millis(20);
+
 /// The pace of one owner.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: f64,
     floor: f64,
     next: Instant,
+    latest: Instant,
     window: Instant,
     waited_ns: u64,
     ran_ns: u64,
@@ -32,7 +36,15 @@ pub(super) struct Pace {
 impl Pace {
     /// `cpus`: those that this owner may think of as its share.
     pub(super) fn new(now: Instant, cpus: f64) -> Self {
-        Self { rate: CEILING, floor: FLOOR_PER_CPU * cpus, next: now, window: now, waited_ns: 0, ran_ns: 0 }
+        Self {
+            rate: CEILING,
+            floor: FLOOR_PER_CPU * cpus,
+            next: now,
+            latest: now,
+            window: now,
+            waited_ns: 0,
+            ran_ns: 0,
+        }
     }
 
     /// A chunk was installed; `waited_ns` and `ran_ns` are what its preparation cost.
@@ -46,10 +58,10 @@ impl Pace {
             self.rate = self.rate.clamp(self.floor, CEILING);
             (self.waited_ns, self.ran_ns, self.window) = (0, 0, now);
         }
-        #[expect(clippy::cast_precision_loss, reason = "a duration")]
-        let length = Duration::from_secs_f64(bytes as f64 / self.rate);
         // Little credit for the past: a pause is not made up for by a burst, only what a sleep of a millisecond overshoots.
-        self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + length;
+        self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + Self::time(bytes, self.rate);
+        self.latest = (self.latest + Self::time(bytes, self.floor))
+            .clamp(now.checked_sub(AHEAD).unwrap_or(now), now + AHEAD);
     }
 
     /// When the next chunk may be installed.
@@ -57,11 +69,14 @@ impl Pace {
         self.next
     }
 
-    /// When a chunk must be installed, whoever waits: the floor.
-    pub(super) fn latest(&self, bytes: usize) -> Instant {
+    /// When something must be installed, whoever waits: the floor, on average.
+    pub(super) fn latest(&self) -> Instant {
+        self.latest
+    }
+
+    fn time(bytes: usize, rate: f64) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "a duration")]
-        let length = Duration::from_secs_f64(bytes as f64 / self.floor);
-        self.next + length
+        Duration::from_secs_f64(bytes as f64 / rate)
     }
 }
 
@@ -115,5 +130,19 @@ mod tests {
             install(&mut pace, 0);
         }
         assert!(install(&mut pace, 0) < 1e-4);
+    }
+
+    #[test]
+    fn small_steps_at_the_last_moment_make_the_floor() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, 2.0);
+        let (mut now, mut bytes) = (start, 0);
+        while now < start + Duration::from_secs(1) {
+            now = now.max(pace.latest());
+            pace.installed(now, 1 << 15, 1, 0);
+            bytes += 1 << 15;
+        }
+        let floor = 2.0 * FLOOR_PER_CPU;
+        assert!((f64::from(bytes) / floor - 1.0).abs() < 0.05, "{bytes}");
     }
 }

@@ -109,7 +109,8 @@ fn conclude(setup: &Setup, end: (End, u64), progress: &Progress) -> ExitCode {
 fn start(setup: &Setup) -> Result<Worker<'_>, PagerError> {
     let progress = Arc::new(Progress::new().map_err(PagerError::io("make a bell"))?);
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let owners = cpus.clamp(1, OWNERS_MAX);
+    // Preparing a page costs as much as installing it, or more.
+    let owners = (cpus / 2).clamp(1, OWNERS_MAX);
     let (jobs, work) = sync_channel(owners * (BUFFERS + 1));
     let work = Arc::new(Mutex::new(work));
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
