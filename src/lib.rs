@@ -18,6 +18,7 @@ pub mod network;
 pub mod pager;
 pub mod pages;
 pub mod pki;
+pub mod preload;
 pub mod protocol;
 pub mod quic;
 pub mod rpc;

@@ -37,7 +37,8 @@ const ROOMS: &[(&str, May)] = &[
     ("images", Name(&[&["model"]])),
     ("pages", Name(&[&["model"]])),
     ("runtime", Name(&[GROUND])),
-    ("criu", Name(&[GROUND])),
+    // The plan that the object preloaded into CRIU reads.
+    ("criu", Name(&[GROUND, &["preload"]])),
     ("memory", Name(&[GROUND])),
     ("files", Name(&[GROUND])),
     ("network", Name(&[GROUND])),

@@ -133,6 +133,7 @@ impl Control for ControlService {
                 processes: u32::try_from(container.pids().len()).unwrap_or(u32::MAX),
                 migration_id: agent.registry.migration_of(&container.id).unwrap_or_default(),
                 arrived_from: arrived_from(&host.state_dir, &container),
+                ..ContainerInfo::default()
             };
             Container::list(&host.runc.root).into_iter().map(info).collect()
         });

@@ -124,6 +124,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
         journal: Journal::open(&config.state_dir.join("journal.redb"))?,
         hooks: HookHub::bind(&config.run_dir.join("hook.sock"))?,
         endpoint,
+        courtesy: Arc::new(migration::Courtesy::new(config.migration.nice)),
         retained: Arc::new(RetainedPages::new(config.store.retain_memory)),
         digests: DigestCache::new(),
         stopping: CancellationToken::new(),

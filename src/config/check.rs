@@ -94,6 +94,7 @@ fn migration(read: &mut Reader<'_>, raw: &raw::Migration, config: &mut Config) {
     read.set("migration.max_rounds", &raw.max_rounds, rounds, &mut to.max_rounds);
     let concurrent = |value: &_| Reader::count(value, CONCURRENT_MAX);
     read.set("migration.max_concurrent", &raw.max_concurrent, concurrent, &mut to.max_concurrent);
+    read.set("migration.nice", &raw.nice, Reader::nice, &mut to.nice);
     to.bandwidth =
         read.optional("migration.bandwidth", &raw.bandwidth, Reader::rate).filter(|rate| *rate != 0);
     let converge = [("cutover", IfNotConverging::Cutover), ("cancel", IfNotConverging::Cancel)];

@@ -29,7 +29,7 @@ raw! {
     Operators { allow }
     Runtime { runc, root, criu }
     Migration {
-        downtime_target, max_rounds, bandwidth, timeout, if_not_converging, compress, tcp, max_concurrent,
+        downtime_target, max_rounds, bandwidth, timeout, if_not_converging, compress, tcp, max_concurrent, nice,
     }
     Store { retain_memory, retain_disk, reserve_memory }
     MountRule { destination, policy, map_to }

@@ -168,6 +168,13 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| format!("it must be from 1 to {max}"))
     }
 
+    /// A nice value that only yields.
+    pub(super) fn nice(value: &toml::Value) -> Result<i32, String> {
+        let number = value.as_integer().ok_or_else(|| not_a("a whole number", value))?;
+        let nice = i32::try_from(number).ok().filter(|nice| (0..=19).contains(nice));
+        nice.ok_or_else(|| "it must be from 0 to 19".to_owned())
+    }
+
     pub(super) fn bytes(value: &toml::Value) -> Result<u64, String> {
         Self::size(value, "a size such as \"256MiB\"", |text| {
             parse_bytes(text).map_err(|bad| bad.to_string())

@@ -122,6 +122,8 @@ pub struct Migration {
     pub tcp: Tcp,
     /// Migrations in flight at once on this host, both directions together.
     pub max_concurrent: u32,
+    /// Nice value of the agent while it only copies rounds, 0 to 19.
+    pub nice: i32,
 }
 
 /// What to do when memory is dirtied faster than it can be sent.
@@ -256,6 +258,7 @@ impl Config {
                 compress: Compress::Auto,
                 tcp: Tcp::Keep,
                 max_concurrent: 4,
+                nice: 15,
             },
             store: Store { retain_memory: 1 << 30, retain_disk: 10 << 30, reserve_memory: 256 << 20 },
             files: Files::default(),

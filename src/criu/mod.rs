@@ -5,11 +5,13 @@
 //! never starts a dump or a restore on its own and never writes an image.
 
 mod config;
+mod hide;
 mod log;
 mod page_server;
 mod version;
 
 pub use config::{CriuConfig, TcpPolicy};
+pub use hide::{Hidden, HidePlan, stack_pointer_pages};
 pub use log::{Diagnosis, diagnose};
 pub use page_server::{PageEvent, PageRecord, PageServer, PageServerError, receive_pages};
 pub use version::{CriuProblem, CriuVersion, MINIMUM, check};

@@ -68,6 +68,16 @@ pub enum MemoryError {
         /// The rule that was broken.
         rule: &'static str,
     },
+    /// A page changed without the tracker's knowing.
+    #[error(
+        "a page of {object} at {address:#x} is not what the destination was sent: a write to it was missed"
+    )]
+    Stale {
+        /// The object.
+        object: ObjectId,
+        /// Address of the page.
+        address: u64,
+    },
     /// Compression tables could not be allocated.
     #[error("no memory for a compressor")]
     Compressor(#[source] io::Error),

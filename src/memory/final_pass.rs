@@ -68,6 +68,11 @@ impl FinalPass {
         }
     }
 
+    /// Has this object begun?
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        self.seen.contains(&object)
+    }
+
     /// Starts hashing what is pending.
     fn hash_pending(&mut self) {
         let Some((layout, _)) = self.objects.last() else { return };
@@ -105,8 +110,7 @@ impl PagePlane {
             return Err(MemoryError::FinalPages { object, rule: "an object comes once" });
         }
         pass.hash_pending();
-        let layout = ObjectLayout { object, runs: Vec::new(), root: Root::default().finish() };
-        pass.objects.push((layout, Root::default()));
+        pass.objects.push((ObjectLayout::empty(object), Root::default()));
         self.absorb_down_to(GROUPS_MAX).await?;
         self.leave();
         Ok(())
@@ -185,9 +189,17 @@ impl PagePlane {
         self.all_acknowledged().await?;
         let mut stats = self.shared.counters.take();
         stats.duration = pass.started.elapsed();
-        let finished = |(layout, root): (ObjectLayout, Root)| ObjectLayout { root: root.finish(), ..layout };
+        let hidden = std::mem::take(&mut self.hidden_parts);
+        let finished = |(mut layout, root): (ObjectLayout, Root)| {
+            layout.root = root.finish();
+            if let Some(part) = hidden.get(&layout.object) {
+                self.lay_out_hidden(&mut layout, part);
+            }
+            layout
+        };
+        let layouts = pass.objects.into_iter().map(finished).collect();
         self.leave();
-        Ok((pass.objects.into_iter().map(finished).collect(), stats))
+        Ok((layouts, stats))
     }
 
     /// Takes hashed groups, oldest first, until at most `left` are under way.

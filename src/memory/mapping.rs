@@ -46,12 +46,43 @@ pub(super) fn shared_memory_device() -> io::Result<(u64, u64)> {
     Ok((nix::sys::stat::major(device), nix::sys::stat::minor(device)))
 }
 
-/// The mappings of a process, ascending, and the thread through which its memory can be read: a process whose first thread has
+/// A mapping that is ours to carry, or will be when it becomes readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Line {
+    /// It.
+    pub(super) mapping: Mapping,
+    /// May the process read it now?
+    pub(super) readable: bool,
+}
+
+/// The address space of a process at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AddressSpace {
+    /// The thread through which it can be read.
+    pub(super) task: i32,
+    /// Its mappings, ascending.
+    pub(super) lines: Vec<Line>,
+    /// It has a context for asynchronous I/O (io_setup(2)), whose ring is mapped.
+    pub(super) asynchronous_io: bool,
+}
+
+/// The mappings of a process that can be read, ascending, and the thread through which its memory can be read: a process whose first thread has
 /// ended lives on in the others, and /proc shows nothing under its own number.
 ///
 /// # Errors
 /// What reading /proc says: the process is gone.
 pub(super) fn mappings(pid: i32, shared_device: (u64, u64)) -> io::Result<(i32, Vec<Mapping>)> {
+    let space = address_space(pid, shared_device)?;
+    // process_vm_readv honours the protection; the final dump does not, and brings the others.
+    let readable = space.lines.into_iter().filter(|line| line.readable).map(|line| line.mapping).collect();
+    Ok((space.task, readable))
+}
+
+/// All mappings that may hold pages of a process.
+///
+/// # Errors
+/// As [`mappings`].
+pub(super) fn address_space(pid: i32, shared_device: (u64, u64)) -> io::Result<AddressSpace> {
     let mut text = fs::read(format!("/proc/{pid}/maps"))?;
     let mut task = pid;
     if text.is_empty() {
@@ -63,11 +94,17 @@ pub(super) fn mappings(pid: i32, shared_device: (u64, u64)) -> io::Result<(i32, 
             }
         }
     }
-    Ok((task, text.split(|byte| *byte == b'\n').filter_map(|line| parse(line, shared_device)).collect()))
+    let lines = || text.split(|byte| *byte == b'\n');
+    Ok(AddressSpace {
+        task,
+        lines: lines().filter_map(|line| parse(line, shared_device)).collect(),
+        // fs/aio.c; a file of that name in the container costs time and nothing else.
+        asynchronous_io: lines().any(|line| line.ends_with(b"/[aio] (deleted)") || line.ends_with(b"/[aio]")),
+    })
 }
 
 /// One line of /proc/PID/maps; `None` for a mapping that is not ours to carry.
-fn parse(line: &[u8], shared_device: (u64, u64)) -> Option<Mapping> {
+fn parse(line: &[u8], shared_device: (u64, u64)) -> Option<Line> {
     let mut parts = line.splitn(6, |byte| *byte == b' ');
     let mut word = || parts.next().and_then(|part| str::from_utf8(part).ok());
     let (start, end) = word()?.split_once('-')?;
@@ -82,7 +119,10 @@ fn parse(line: &[u8], shared_device: (u64, u64)) -> Option<Mapping> {
         return None;
     }
     let backing = classify(*mode, device, inode, name, shared_device)?;
-    Some(Mapping { pages: PageRange::of_addresses(start, end), backing })
+    let mapping = Mapping { pages: PageRange::of_addresses(start, end), backing };
+    // Shared memory is read by object.
+    let readable = mode[0] == b'r' || matches!(backing, Backing::Shared { .. });
+    Some(Line { mapping, readable })
 }
 
 fn classify(
@@ -95,10 +135,6 @@ fn classify(
     if mode[3] == b's' {
         // Any other shared file is the business of the file plane, or a device that CRIU would refuse.
         return (device == shared_device).then_some(Backing::Shared { inode });
-    }
-    // process_vm_readv honours the protection; the final dump does not, and brings these.
-    if mode[0] != b'r' {
-        return None;
     }
     if device == (0, 0) && inode == 0 {
         let kernel: [&[u8]; 4] = [b"[vvar", b"[vdso]", b"[vsyscall]", b"[uprobes]"];
@@ -116,7 +152,7 @@ mod tests {
     const SHARED: (u64, u64) = (0, 1);
 
     fn backing(line: &str) -> Option<Backing> {
-        parse(line.as_bytes(), SHARED).map(|mapping| mapping.backing)
+        parse(line.as_bytes(), SHARED).filter(|line| line.readable).map(|line| line.mapping.backing)
     }
 
     #[test]
@@ -164,9 +200,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_now_is_known_all_the_same() {
+        let line = parse(b"7f0000000000-7f0000100000 ---p 00000000 00:00 0 ", SHARED).unwrap();
+        assert_eq!((line.readable, line.mapping.backing), (false, Backing::Private));
+    }
+
+    #[test]
     fn names_that_are_no_text_or_look_like_others_do_no_harm() {
         let line = b"7f0000000000-7f0000001000 rw-p 00000000 fe:00 12 /tmp/\xff\xfe\\012[vdso]";
-        assert_eq!(parse(line, SHARED).unwrap().backing, Backing::PrivateFile);
+        assert_eq!(parse(line, SHARED).unwrap().mapping.backing, Backing::PrivateFile);
         assert_eq!(backing("7f0000000000-7f0000001000 rw-s 00000000 fe:00 12 /SYSV"), None);
     }
 

@@ -13,6 +13,7 @@
 mod batch;
 mod error;
 mod final_pass;
+mod hidden_pass;
 mod ledger;
 mod mapping;
 mod pipeline;
@@ -24,10 +25,14 @@ mod stream;
 mod tracker;
 
 pub use error::MemoryError;
+pub use hidden_pass::{SpotCheck, SpotChecker};
 pub use ledger::Ledger;
 pub use mapping::{Backing, Mapping};
 pub use pipeline::{PagePlane, PlaneOptions};
 pub use process::{Process, processes};
 pub use retain::{RetainedStats, retain_departed};
 pub use stats::{Progress, RoundStats};
-pub use tracker::{ContentHashTracker, MappedPages, Survey, Tracker};
+pub use tracker::{
+    ContentHashTracker, MappedPages, MixedTracker, Survey, Technique, TrackedProcess, Tracker,
+    UserfaultTracker,
+};

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::{Pool, Work};
 use super::error::MemoryError;
 use super::final_pass::FinalPass;
+use super::hidden_pass::{HiddenParts, SpotChecker};
 use super::ledger::Ledger;
 use super::process::Process;
 use super::scanner::{self, Plan};
@@ -100,7 +101,7 @@ impl Queue {
 }
 
 /// Sets a flag when it goes, however that happens: scanner threads look at it.
-struct StopOnDrop(Arc<AtomicBool>);
+pub(super) struct StopOnDrop(pub(super) Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
@@ -116,6 +117,7 @@ pub struct PagePlane {
     pub(super) queue: mpsc::Sender<Work>,
     workers: JoinSet<Result<(), MemoryError>>,
     pub(super) final_pass: Option<FinalPass>,
+    pub(super) hidden_parts: HiddenParts,
     /// A round was left in the middle: what is in flight is not known any more.
     broken: bool,
     previous_round: Option<Instant>,
@@ -147,7 +149,21 @@ impl PagePlane {
         for (number, stream) in streams.into_iter().enumerate() {
             workers.spawn(stream::run(number, stream, Arc::clone(&receiver), Arc::clone(&shared)));
         }
-        Self { shared, queue, workers, final_pass: None, broken: false, previous_round: None }
+        Self {
+            shared,
+            queue,
+            workers,
+            final_pass: None,
+            hidden_parts: HiddenParts::new(),
+            broken: false,
+            previous_round: None,
+        }
+    }
+
+    /// Compares clean pages of stopped processes with what the destination holds, beside whatever else goes on.
+    #[must_use]
+    pub fn spot_checker(&self) -> SpotChecker {
+        SpotChecker(Arc::clone(&self.shared))
     }
 
     /// What the destination has acknowledged so far.
@@ -185,6 +201,8 @@ impl PagePlane {
             self.workers.abort_all();
             return Err(error);
         }
+        let shared = Arc::clone(&self.shared);
+        joined(tokio::task::spawn_blocking(move || shared.ledger.refresh())).await?;
         self.broken = false;
         let mut stats = self.shared.counters.take();
         stats.duration = started.elapsed();
@@ -218,6 +236,18 @@ impl PagePlane {
     /// The good end.
     pub(super) fn leave(&mut self) {
         self.broken = false;
+    }
+
+    /// Something of ours, unless a stream fails first.
+    pub(super) async fn or_failure<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, MemoryError>>,
+    ) -> Result<T, MemoryError> {
+        tokio::select! {
+            biased;
+            failure = failure_of(&mut self.workers) => Err(failure),
+            done = work => done,
+        }
     }
 
     /// Queues work, or says why nobody takes it.
@@ -275,8 +305,7 @@ async fn scan_and_send(
         let work = Work::Forget { object: *object, ranges: ranges.clone() };
         queue.send(work).await.map_err(|_| MemoryError::Broken)?;
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SCANNERS_MAX);
-    let scanning: Vec<_> = (0..threads)
+    let scanning: Vec<_> = (0..scanners())
         .map(|_| {
             let (plan, tracker, shared) = (Arc::clone(&plan), Arc::clone(&tracker), Arc::clone(shared));
             let (queue, stop) = (queue.clone(), Arc::clone(stop));
@@ -309,6 +338,11 @@ async fn scan_and_send(
             () = tokio::time::sleep(PROGRESS_EVERY) => tell(),
         }
     }
+}
+
+/// How many threads read and hash.
+pub(super) fn scanners() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(SCANNERS_MAX)
 }
 
 /// What a blocking thread returned; its panic is ours.

@@ -14,6 +14,7 @@ use nix::unistd::{Whence, lseek};
 use tokio::sync::mpsc;
 
 use super::batch::{BatchBuilder, Work};
+use super::hidden_pass::difference;
 use super::ledger::Ledger;
 use super::mapping::Backing;
 use super::pipeline::Shared;
@@ -30,7 +31,7 @@ use crate::sys::process_vm;
 /// Pages read at once: 1 MiB, which is still in the second-level cache when it is hashed.
 const PIECE_PAGES: u64 = 256;
 /// Ranges read at once: scattered pages make short iovecs, and 256 are where longer lists gain no more.
-const PIECE_RANGES: usize = 256;
+pub(super) const PIECE_RANGES: usize = 256;
 
 /// Where an object's bytes are read.
 #[derive(Debug, Clone)]
@@ -55,6 +56,8 @@ pub(super) struct Plan {
     pub(super) objects: Vec<ObjectWork>,
     pub(super) forget: Vec<(ObjectId, Vec<PageRange>)>,
     pub(super) pages_total: u64,
+    /// Pages that exist, are not held by the destination, and were not named by the tracker.
+    pub(super) pages_missed: u64,
     /// Objects that exist but could not be looked at: nothing of theirs is forgotten.
     unseen: HashSet<ObjectId>,
     /// A process could not be looked at, so that nobody knows which shared memory it maps.
@@ -95,6 +98,45 @@ impl Plan {
         }
         plan.pages_total = plan.objects.iter().flat_map(|work| &work.ranges).map(|range| range.count).sum();
         plan
+    }
+
+    /// What is to be read of the mappings of one stopped process that CRIU was not shown: what the tracker names, and what exists
+    /// without being held by the destination.
+    pub(super) fn of_hidden(
+        process: Process,
+        hidden: &[PageRange],
+        survey: &Survey,
+        ledger: &Ledger,
+    ) -> Self {
+        let object = ObjectId::Task(process.vpid);
+        let (mut exists, mut named) = (Vec::new(), Vec::new());
+        for mapped in &survey.mappings {
+            mapped.populated.iter().for_each(|range| push_merged(&mut exists, *range));
+            let candidates = mapped.candidates.as_ref().unwrap_or(&mapped.populated);
+            candidates.iter().for_each(|range| push_merged(&mut named, *range));
+        }
+        let gone = ledger.keep_only_within(object, hidden, &exists);
+        let missed = difference(&difference(&exists, &named), &ledger.held(object, hidden));
+        let pages_missed = missed.iter().map(|range| range.count).sum();
+        let mut ranges: Vec<PageRange> = named.into_iter().chain(missed).collect();
+        ranges.sort_unstable_by_key(|range| range.first);
+        let pages_total = ranges.iter().map(|range| range.count).sum();
+        Self {
+            objects: vec![ObjectWork {
+                object,
+                source: Source::Process { process, task: survey.task },
+                ranges,
+            }],
+            forget: gone.chunks(FORGET_RANGES_MAX).map(|part| (object, part.to_vec())).collect(),
+            pages_total,
+            pages_missed,
+            ..Self::default()
+        }
+    }
+
+    /// About how many pieces there are.
+    pub(super) fn pieces(&self) -> usize {
+        usize::try_from(self.pages_total / PIECE_PAGES).unwrap_or(usize::MAX)
     }
 
     fn add(&mut self, process: Process, survey: &Survey, populated: &mut HashMap<ObjectId, Vec<PageRange>>) {

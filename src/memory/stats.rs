@@ -22,6 +22,8 @@ pub struct RoundStats {
     pub pages_unread: u64,
     /// Pages that the destination was told to forget.
     pub pages_forgotten: u64,
+    /// At the hold: pages that exist and that neither the rounds nor the tracker nor CRIU had. Not 0: a bug of decamp, mended.
+    pub pages_missed: u64,
     /// Bytes handed to the streams, frames included.
     pub bytes_sent: u64,
     /// How long it took.
@@ -51,6 +53,7 @@ pub(super) struct Counters {
     pub(super) raw: AtomicU64,
     pub(super) unread: AtomicU64,
     pub(super) forgotten: AtomicU64,
+    pub(super) missed: AtomicU64,
     pub(super) bytes: AtomicU64,
 }
 
@@ -75,6 +78,7 @@ impl Counters {
             pages_raw: take(&self.raw),
             pages_unread: take(&self.unread),
             pages_forgotten: take(&self.forgotten),
+            pages_missed: take(&self.missed),
             bytes_sent: take(&self.bytes),
             ..RoundStats::default()
         }

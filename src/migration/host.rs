@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::convergence::NotConverging;
+use super::courtesy::Courtesy;
 use super::request::MountPolicy;
 use crate::criu::TcpPolicy;
 use crate::files::DigestCache;
@@ -110,6 +111,8 @@ pub struct Host {
     pub hooks: HookHub,
     /// The data plane.
     pub endpoint: Endpoint,
+    /// Who yields to whom.
+    pub courtesy: Arc<Courtesy>,
     /// Pages of containers that left.
     pub retained: Arc<RetainedPages>,
     /// Digests of base layers.

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 pub mod clock;
 pub mod convergence;
+mod courtesy;
 pub mod destination;
 mod error;
 mod guard;
@@ -34,6 +35,7 @@ mod scratch;
 mod session;
 pub mod source;
 
+pub use courtesy::{Courtesy, Turn};
 pub use error::{MigrationError, chain};
 pub use guard::{Cancel, Guard};
 pub use home::Home;

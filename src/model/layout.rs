@@ -16,7 +16,7 @@ pub struct LayoutRun {
     pub first: u64,
     /// How many, at least one.
     pub count: u32,
-    /// CRIU's `PE_*` flags, [`PE_PRESENT`] always among them.
+    /// CRIU's `PE_*` flags: [`PE_PRESENT`] for bytes in the pages image, [`PE_LAZY`] alone for pages that come later.
     pub flags: u32,
 }
 
@@ -43,14 +43,40 @@ pub struct ObjectLayout {
     pub object: ObjectId,
     /// Its pages, ascending.
     pub runs: Vec<LayoutRun>,
-    /// BLAKE3 over the digests of these pages, in order.
+    /// BLAKE3 over the digests of the pages outside `hidden`, in order.
     pub root: Digest,
+    /// Whole mappings that CRIU was not shown, ascending, disjoint: their pages were copied in rounds. Runs inside are lazy, but
+    /// for single pages that must be there from the start.
+    pub hidden: Vec<PageRange>,
+    /// One digest over all pages of `hidden`, as a book of pages computes it (see the pages room); of no meaning when nothing is
+    /// hidden.
+    pub hidden_root: Digest,
 }
 
 impl ObjectLayout {
-    /// How many pages it has.
+    /// One without pages.
     #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    pub fn empty(object: ObjectId) -> Self {
+        Self {
+            object,
+            runs: Vec::new(),
+            root: Digest([0; 32]),
+            hidden: Vec::new(),
+            hidden_root: Digest([0; 32]),
+        }
+    }
+
+    /// How many pages the pages image has.
+    #[must_use]
+    pub fn pages_present(&self) -> u64 {
+        let present = self.runs.iter().filter(|run| run.flags & PE_PRESENT != 0);
+        present.map(|run| u64::from(run.count)).sum()
+    }
+
+    /// How many pages come later.
+    #[must_use]
+    pub fn pages_lazy(&self) -> u64 {
+        let lazy = self.runs.iter().filter(|run| run.flags & PE_PRESENT == 0);
+        lazy.map(|run| u64::from(run.count)).sum()
     }
 }

@@ -55,6 +55,36 @@ impl ChunkBits {
         below + (self.0[word] & ((1 << bit) - 1)).count_ones() as usize
     }
 
+    /// How many of the set lie below `end`, which may be one past the last place.
+    #[must_use]
+    pub fn rank_to(&self, end: usize) -> usize {
+        if end == 512 { self.count() } else { self.rank(end) }
+    }
+
+    /// The members that lie in `places`.
+    #[must_use]
+    pub fn within(&self, places: std::ops::Range<usize>) -> Self {
+        let mut bits = *self;
+        for (at, word) in bits.0.iter_mut().enumerate() {
+            let (start, end) =
+                (places.start.clamp(at * 64, at * 64 + 64), places.end.clamp(at * 64, at * 64 + 64));
+            let below =
+                |place: usize| if place == at * 64 + 64 { u64::MAX } else { (1 << (place - at * 64)) - 1 };
+            *word &= below(end) & !below(start);
+        }
+        bits
+    }
+
+    /// One bit for each place, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
+            *to = word.to_le_bytes();
+        }
+        bytes
+    }
+
     /// The members, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + use<> {
         let bits = *self;

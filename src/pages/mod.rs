@@ -2,6 +2,7 @@
 //! of its own; time comes in as an argument.
 
 pub mod bitmap;
+pub mod book;
 pub mod compress;
 pub mod hash;
 pub mod zero;

@@ -124,6 +124,12 @@ impl Runc {
     fn spawn(mut command: Command, what: String, log: PathBuf) -> Result<RuntimeRun, RuntimeError> {
         let child =
             command.spawn().map_err(|source| RuntimeError::Spawn { command: what.clone(), source })?;
+        // It may have been started while the agent yields to containers; the runtime and CRIU must not.
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
+            && let Err(error) = crate::sys::priority::set_thread(pid, 0)
+        {
+            tracing::debug!(%error, command = what, "its priority stays the agent's");
+        }
         Ok(RuntimeRun { child, command: what, log })
     }
 

@@ -78,13 +78,15 @@ impl PageStore {
     ) -> Result<(), StoreError> {
         let mut rest = content;
         let mut located = Vec::with_capacity(digests.len());
+        let mut rest_digests = digests;
         for run in &batch.runs {
             let pages = PageRange { first: PageIndex(run.first), count: u64::from(run.count) };
             match run.kind {
                 RunKind::Zero => object.write_zero(pages, &self.budget)?,
                 RunKind::Content => {
                     let (bytes, after) = rest.split_at(usize::from(run.count) * PAGE_SIZE);
-                    object.write(run.first, bytes, &self.budget)?;
+                    let of_run = take(&mut rest_digests, usize::from(run.count));
+                    object.write(run.first, bytes, of_run, &self.budget)?;
                     rest = after;
                     located.extend(pages.iter().map(|page| Location::new(number, page.0)));
                 }
@@ -141,7 +143,8 @@ impl PageStore {
         let adjacent = |a: &usize, b: &usize| *b == *a + 1 && known[*b].page == known[*a].page + 1;
         for run in good.chunk_by(adjacent) {
             let bytes = &scratch.known[run[0] * PAGE_SIZE..(run[run.len() - 1] + 1) * PAGE_SIZE];
-            object.write(known[run[0]].page, bytes, &self.budget)?;
+            let digests: Vec<Digest> = run.iter().map(|at| known[*at].digest).collect();
+            object.write(known[run[0]].page, bytes, &digests, &self.budget)?;
         }
         let places = good.iter().map(|at| (&known[*at].digest, Location::new(number, known[*at].page)));
         self.remember(places);

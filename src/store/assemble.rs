@@ -29,6 +29,8 @@ pub struct AssembleStats {
     pub pages_verified: u64,
     /// Of these, all zero: holes in the files.
     pub pages_zero: u64,
+    /// Pages that are in no file and come later.
+    pub pages_lazy: u64,
 }
 
 /// Up to [`PIECE_PAGES`] pages that lie together in a pages file.
@@ -37,6 +39,8 @@ struct Piece {
     /// Place of the first page in the pages file.
     at: u64,
     runs: Vec<PageRange>,
+    /// From a hidden mapping: compared with the book, and no part of the object's root.
+    hidden: bool,
 }
 
 struct Output {
@@ -46,7 +50,7 @@ struct Output {
 }
 
 /// Writes `pagemap-*.img` and `pages-N.img` of all `layouts` into `folder`, N counting from `first_pages_id`, with `threads`
-/// threads. The pages leave the store.
+/// threads. The pages leave the store, but for those that are lazy: of these only the book is compared with the source's.
 ///
 /// # Errors
 /// A layout that breaks a rule, a page that never arrived, a root that differs, a file that cannot be written, or
@@ -64,16 +68,22 @@ pub fn assemble(
     for (number, (layout, pages_id)) in layouts.iter().zip(first_pages_id..).enumerate() {
         check(layout)?;
         outputs.push(create(store, layout, folder, pages_id)?);
-        cut(number, &layout.runs, &mut pieces);
+        if !layout.hidden.is_empty() && outputs[number].object.root_of(&layout.hidden) != layout.hidden_root {
+            return Err(StoreError::WrongObject { object: layout.object });
+        }
+        cut(number, layout, &mut pieces);
     }
     let digests = copy_all(store, &outputs, &pieces, threads.max(1), stop)?;
     let mut stats = AssembleStats { objects: layouts.len() as u64, ..AssembleStats::default() };
     let mut roots = vec![Root::default(); layouts.len()];
     for (piece, digests) in pieces.iter().zip(digests) {
-        roots[piece.object].update(&digests);
+        if !piece.hidden {
+            roots[piece.object].update(&digests);
+        }
         stats.pages_verified += digests.len() as u64;
         stats.pages_zero += digests.iter().filter(|digest| **digest == ZERO_DIGEST).count() as u64;
     }
+    stats.pages_lazy = layouts.iter().map(ObjectLayout::pages_lazy).sum();
     for (layout, root) in layouts.iter().zip(roots) {
         if root.finish() != layout.root {
             return Err(StoreError::WrongObject { object: layout.object });
@@ -87,6 +97,20 @@ pub fn assemble(
 fn check(layout: &ObjectLayout) -> Result<(), StoreError> {
     let broken = |rule| StoreError::Layout { object: layout.object, rule };
     let mut next = 0;
+    for mapping in &layout.hidden {
+        if mapping.count == 0
+            || mapping.first.0 < next
+            || mapping.count > PAGE_INDEX_MAX
+            || mapping.first.0 > PAGE_INDEX_MAX
+        {
+            return Err(broken("its hidden mappings are not empty and strictly ascending"));
+        }
+        next = mapping.end().0;
+        if next > PAGE_INDEX_MAX {
+            return Err(broken("its hidden mappings lie inside the address space"));
+        }
+    }
+    let mut next = 0;
     for run in &layout.runs {
         if run.count == 0 || run.first < next {
             return Err(broken("its runs are not empty and strictly ascending"));
@@ -98,11 +122,25 @@ fn check(layout: &ObjectLayout) -> Result<(), StoreError> {
         if run.flags & PE_PARENT != 0 {
             return Err(broken("it has no pages in a parent image"));
         }
-        if run.flags & PE_PRESENT == 0 || run.flags & !(PE_PRESENT | PE_LAZY) != 0 {
-            return Err(broken("all its pages are present, and it has no flags that are not known"));
+        if run.flags & (PE_PRESENT | PE_LAZY) == 0 || run.flags & !(PE_PRESENT | PE_LAZY) != 0 {
+            return Err(broken("its pages are present or lazy, and it has no flags that are not known"));
+        }
+        let (inside, outside) = place(&layout.hidden, run);
+        if !inside && !outside {
+            return Err(broken("a run lies in one hidden mapping or in none"));
+        }
+        if !inside && run.flags & PE_PRESENT == 0 {
+            return Err(broken("only pages of hidden mappings are lazy"));
         }
     }
     Ok(())
+}
+
+/// Does a run lie inside one hidden mapping; outside all of them?
+fn place(hidden: &[PageRange], run: &LayoutRun) -> (bool, bool) {
+    let at = hidden.partition_point(|mapping| mapping.end().0 <= run.first);
+    let Some(mapping) = hidden.get(at) else { return (false, true) };
+    (mapping.first.0 <= run.first && run.end() <= mapping.end().0, run.end() <= mapping.first.0)
 }
 
 fn create(
@@ -114,22 +152,37 @@ fn create(
     let (_, object) = store.find_or_create(layout.object)?;
     let write_pagemap = |path: &Path| -> io::Result<()> {
         let mut writer = BufWriter::new(File::create_new(path)?);
-        pagemap::write(&mut writer, pages_id, &layout.runs)?;
+        // An entry that may be restored lazily is left to the pager by CRIU, wherever its bytes are (criu/mem.c, `restore_priv_vma_
+        // content`): those whose bytes are in the pages image say nothing of it.
+        let plain = |run: &LayoutRun| match run.flags & PE_PRESENT {
+            0 => *run,
+            _ => LayoutRun { flags: PE_PRESENT, ..*run },
+        };
+        let runs: Vec<LayoutRun> = layout.runs.iter().map(plain).collect();
+        pagemap::write(&mut writer, pages_id, &runs)?;
         writer.flush()
     };
     let path = folder.join(pagemap::pagemap_name(layout.object));
     write_pagemap(&path).map_err(|source| StoreError::Image { path: path.clone(), source })?;
     let path = folder.join(pagemap::pages_name(pages_id));
-    let sized = |file: File| file.set_len(layout.pages() * PAGE_SIZE as u64).map(|()| file);
+    let sized = |file: File| file.set_len(layout.pages_present() * PAGE_SIZE as u64).map(|()| file);
     let file = File::create_new(&path).and_then(sized);
     let file = file.map_err(|source| StoreError::Image { path: path.clone(), source })?;
     Ok(Output { object, path, file })
 }
 
-fn cut(object: usize, runs: &[LayoutRun], pieces: &mut Vec<Piece>) {
-    let mut piece = Piece { object, at: 0, runs: Vec::new() };
+fn cut(object: usize, layout: &ObjectLayout, pieces: &mut Vec<Piece>) {
+    let new = |at, hidden| Piece { object, at, runs: Vec::new(), hidden };
+    let mut piece = new(0, false);
     let (mut at, mut filled) = (0, 0);
-    for run in runs {
+    for run in layout.runs.iter().filter(|run| run.flags & PE_PRESENT != 0) {
+        let (hidden, _) = place(&layout.hidden, run);
+        if hidden != piece.hidden && filled > 0 {
+            at += filled;
+            filled = 0;
+            pieces.push(std::mem::replace(&mut piece, new(at, hidden)));
+        }
+        piece.hidden = hidden;
         let mut first = run.first;
         while first < run.end() {
             let count = (run.end() - first).min(PIECE_PAGES - filled);
@@ -139,7 +192,7 @@ fn cut(object: usize, runs: &[LayoutRun], pieces: &mut Vec<Piece>) {
             if filled == PIECE_PAGES {
                 at += filled;
                 filled = 0;
-                pieces.push(std::mem::replace(&mut piece, Piece { object, at, runs: Vec::new() }));
+                pieces.push(std::mem::replace(&mut piece, new(at, hidden)));
             }
         }
     }
@@ -226,6 +279,10 @@ fn copy(
         .collect();
     write(output, piece.at, buffer, &digests)
         .map_err(|source| StoreError::Image { path: output.path.clone(), source })?;
+    let booked = || piece.runs.iter().flat_map(|run| run.iter()).map(|page| output.object.digest(page));
+    if piece.hidden && !booked().eq(digests.iter().map(|digest| Some(*digest))) {
+        return Err(StoreError::WrongObject { object: output.object.id() });
+    }
     for run in &piece.runs {
         output.object.forget(*run, &store.budget)?;
     }

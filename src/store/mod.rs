@@ -12,6 +12,7 @@
 mod apply;
 pub mod assemble;
 mod error;
+mod lazy;
 mod object;
 mod receive;
 mod retained;
@@ -24,6 +25,7 @@ use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::protocol::pages::Forget;
 
 pub use error::StoreError;
+pub use lazy::LazyPages;
 use object::{Budget, Presence, StoredObject};
 pub use receive::{StreamStats, serve_page_stream};
 pub use retained::{GenerationWriter, RetainedPages};
@@ -115,6 +117,12 @@ impl PageStore {
             Presence::Zero => Some(bytes),
             Presence::Content => object.read_content(page.0, &mut bytes).then_some(bytes),
         }
+    }
+
+    /// Does what can be done before the freeze towards comparing books. Call it now and then while pages come in.
+    pub fn refresh(&self) {
+        let objects = self.objects().list.clone();
+        objects.iter().for_each(|object| object.refresh());
     }
 
     fn index(&self) -> MutexGuard<'_, HashMap<u64, Location>> {

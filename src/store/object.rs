@@ -2,14 +2,19 @@
 //! Zero pages take no memory beyond their bits.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::StoreError;
 use crate::model::layout::push_merged;
-use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
+use crate::model::page::{Digest, ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::bitmap::{CHUNK_PAGES, ChunkBits};
+use crate::pages::book::Book;
+use crate::pages::hash::ZERO_DIGEST;
 use crate::sys::memfd::MemFile;
 
 /// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
@@ -66,7 +71,18 @@ struct Chunk {
 #[derive(Debug, Default)]
 struct Books {
     chunks: BTreeMap<u64, Chunk>,
-    file: Option<Arc<MemFile>>,
+    /// Digests of all pages, of the bytes as they arrived.
+    book: Book,
+    files: Option<Files>,
+}
+
+/// Memory files of one object.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    /// Content, each page at its number times the page size.
+    pub(super) pages: Arc<MemFile>,
+    /// Digests of content, each at its page's number times 32: what whoever installs the pages checks them with.
+    pub(super) digests: Arc<File>,
 }
 
 #[derive(Debug)]
@@ -76,6 +92,8 @@ pub(super) struct StoredObject {
 }
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+/// What a page costs in the book, zero or not.
+const DIGEST_BYTES: u64 = size_of::<Digest>() as u64;
 
 impl StoredObject {
     pub(super) fn new(id: ObjectId) -> Self {
@@ -96,31 +114,48 @@ impl StoredObject {
     }
 
     /// Stores pages. The books are made first, so that the budget is never overdrawn; a failure ends the migration anyway.
-    pub(super) fn write(&self, first: u64, bytes: &[u8], budget: &Budget) -> Result<(), StoreError> {
+    /// `digests`: of the pages, one each.
+    pub(super) fn write(
+        &self,
+        first: u64,
+        bytes: &[u8],
+        digests: &[Digest],
+        budget: &Budget,
+    ) -> Result<(), StoreError> {
         let pages = PageRange { first: PageIndex(first), count: (bytes.len() / PAGE_SIZE) as u64 };
-        let file = {
+        let files = {
             let mut books = self.books();
             for (number, places) in chunks_of(pages) {
                 let chunk = chunk_for(&mut books.chunks, number, budget)?;
-                let mut added = 0;
+                let (mut added, mut entered) = (0, 0);
                 for place in places {
-                    added += u64::from(chunk.content.insert(place));
-                    chunk.zero.remove(place);
+                    let was_zero = chunk.zero.remove(place);
+                    let is_new = chunk.content.insert(place);
+                    added += u64::from(is_new);
+                    entered += u64::from(is_new && !was_zero);
                 }
-                budget.charge(added * PAGE_BYTES)?;
+                budget.charge(added * PAGE_BYTES + entered * DIGEST_BYTES)?;
             }
-            self.file_of(&mut books)?
+            (first..).zip(digests).for_each(|(page, digest)| books.book.set(page, *digest));
+            self.files_of(&mut books)?
         };
-        file.write_pages(first, bytes).map_err(self.memory("written"))
+        let flat: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
+        files
+            .digests
+            .write_all_at(&flat, first * DIGEST_BYTES)
+            .and_then(|()| files.pages.write_pages(first, bytes))
+            .map_err(self.memory("written"))
     }
 
-    fn file_of(&self, books: &mut Books) -> Result<Arc<MemFile>, StoreError> {
-        if let Some(file) = &books.file {
-            return Ok(Arc::clone(file));
+    fn files_of(&self, books: &mut Books) -> Result<Files, StoreError> {
+        if let Some(files) = &books.files {
+            return Ok(files.clone());
         }
-        let file = Arc::new(MemFile::create("decamp-pages").map_err(self.memory("written"))?);
-        books.file = Some(Arc::clone(&file));
-        Ok(file)
+        let create = |name| MemFile::create(name).map_err(self.memory("written"));
+        let digests = File::from(OwnedFd::from(create("decamp-digests")?));
+        let files = Files { pages: Arc::new(create("decamp-pages")?), digests: Arc::new(digests) };
+        books.files = Some(files.clone());
+        Ok(files)
     }
 
     /// Records zero pages, and gives back what they held.
@@ -129,13 +164,18 @@ impl StoredObject {
         let mut books = self.books();
         for (number, places) in chunks_of(pages) {
             let chunk = chunk_for(&mut books.chunks, number, budget)?;
+            let mut entered = 0;
             for place in places {
-                chunk.zero.insert(place);
+                let is_new = chunk.zero.insert(place);
                 if chunk.content.remove(place) {
                     push_merged(&mut held, single(number, place));
+                } else {
+                    entered += u64::from(is_new);
                 }
             }
+            budget.charge(entered * DIGEST_BYTES)?;
         }
+        pages.iter().for_each(|page| books.book.set(page.0, ZERO_DIGEST));
         self.punch(&books, &held, budget)
     }
 
@@ -151,15 +191,20 @@ impl StoredObject {
             for place in
                 place_of(pages.first.0.max(base) - base)..place_of(end.min(base + CHUNK_PAGES) - base)
             {
-                chunk.zero.remove(place);
-                if chunk.content.remove(place) {
+                let was_zero = chunk.zero.remove(place);
+                let had_content = chunk.content.remove(place);
+                if had_content {
                     push_merged(&mut held, single(*number, place));
+                }
+                if was_zero || had_content {
+                    budget.release(DIGEST_BYTES);
                 }
             }
             if chunk.content.is_empty() && chunk.zero.is_empty() {
                 emptied.push(*number);
             }
         }
+        books.book.remove(pages);
         for number in emptied {
             books.chunks.remove(&number);
             budget.release(CHUNK_BYTES);
@@ -168,9 +213,9 @@ impl StoredObject {
     }
 
     fn punch(&self, books: &Books, held: &[PageRange], budget: &Budget) -> Result<(), StoreError> {
-        let Some(file) = &books.file else { return Ok(()) };
+        let Some(files) = &books.files else { return Ok(()) };
         for range in held {
-            file.punch(*range).map_err(self.memory("given back"))?;
+            files.pages.punch(*range).map_err(self.memory("given back"))?;
             budget.release(range.count * PAGE_BYTES);
         }
         Ok(())
@@ -189,7 +234,41 @@ impl StoredObject {
                 })),
             }
         }
-        books.file.clone()
+        books.files.as_ref().map(|files| Arc::clone(&files.pages))
+    }
+
+    /// The runs of `within` (ascending, disjoint) that have content; zero pages are left out.
+    pub(super) fn content(&self, within: impl Iterator<Item = PageRange>) -> (Vec<PageRange>, Option<Files>) {
+        let books = self.books();
+        let mut out = Vec::new();
+        for range in within {
+            for (number, places) in chunks_of(range) {
+                let Some(chunk) = books.chunks.get(&number) else { continue };
+                let content = chunk.content.within(places.clone());
+                if content.count() == places.len() {
+                    let first = PageIndex(number * CHUNK_PAGES + places.start as u64);
+                    push_merged(&mut out, PageRange { first, count: places.len() as u64 });
+                } else {
+                    content.iter().for_each(|place| push_merged(&mut out, single(number, place)));
+                }
+            }
+        }
+        (out, books.files.clone())
+    }
+
+    /// The digest of a page as it arrived.
+    pub(super) fn digest(&self, page: PageIndex) -> Option<Digest> {
+        self.books().book.digest(page)
+    }
+
+    /// See [`Book::root_of`].
+    pub(super) fn root_of(&self, within: &[PageRange]) -> Digest {
+        self.books().book.root_of(within)
+    }
+
+    /// See [`Book::refresh`].
+    pub(super) fn refresh(&self) {
+        self.books().book.refresh();
     }
 
     /// The bytes of one page if it has content; not checked.
@@ -200,9 +279,9 @@ impl StoredObject {
             if !books.chunks.get(&number).is_some_and(|chunk| chunk.content.contains(place)) {
                 return false;
             }
-            books.file.clone()
+            books.files.clone()
         };
-        file.is_some_and(|file| file.read_pages(page, out).is_ok())
+        file.is_some_and(|files| files.pages.read_pages(page, out).is_ok())
     }
 }
 
@@ -250,12 +329,16 @@ mod tests {
     fn the_budget_follows_what_is_held() {
         let budget = Budget::new(20 * PAGE_BYTES);
         let object = StoredObject::new(ObjectId::Task(1));
-        object.write(510, &[1; 4 * PAGE_SIZE], &budget).unwrap();
-        assert_eq!(budget.used(), 4 * PAGE_BYTES + 2 * CHUNK_BYTES);
-        object.write(510, &[2; 4 * PAGE_SIZE], &budget).unwrap();
-        assert_eq!(budget.used(), 4 * PAGE_BYTES + 2 * CHUNK_BYTES, "the same pages again");
+        let digests = [Digest([1; 32]); 4];
+        object.write(510, &[1; 4 * PAGE_SIZE], &digests, &budget).unwrap();
+        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + 2 * CHUNK_BYTES);
+        object.write(510, &[2; 4 * PAGE_SIZE], &digests, &budget).unwrap();
+        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + 2 * CHUNK_BYTES, "the same pages again");
         object.write_zero(range(511, 1), &budget).unwrap();
-        assert_eq!(budget.used(), 3 * PAGE_BYTES + 2 * CHUNK_BYTES);
+        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + 2 * CHUNK_BYTES);
+        assert_eq!(object.digest(PageIndex(511)), Some(ZERO_DIGEST));
+        object.write_zero(range(511, 1), &budget).unwrap();
+        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + 2 * CHUNK_BYTES, "zero again");
         let mut seen = Vec::new();
         let file = object.look(range(509, 6), &mut seen).unwrap();
         use Presence::{Absent, Content, Zero};
@@ -269,7 +352,7 @@ mod tests {
     fn more_than_the_budget_is_refused_also_by_books_alone() {
         let budget = Budget::new(3 * PAGE_BYTES);
         let object = StoredObject::new(ObjectId::Shmem(9));
-        let refused = object.write(0, &[1; 3 * PAGE_SIZE], &budget);
+        let refused = object.write(0, &[1; 3 * PAGE_SIZE], &[Digest([1; 32]); 3], &budget);
         assert!(matches!(refused, Err(StoreError::BudgetExceeded { .. })));
         let object = StoredObject::new(ObjectId::Shmem(10));
         let budget = Budget::new(3 * PAGE_BYTES);

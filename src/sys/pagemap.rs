@@ -16,6 +16,8 @@ use nix::libc;
 use crate::model::layout::push_merged;
 use crate::model::page::{PAGE_SIZE, PageIndex, PageRange};
 
+/// Written since it was last protected (`PAGE_IS_WRITTEN`); the other way round than the bit in the page table.
+pub const WRITTEN: u64 = 1 << 1;
 /// Backed by a file's page cache or by shared memory (`PAGE_IS_FILE`).
 pub const FILE: u64 = 1 << 2;
 /// In memory (`PAGE_IS_PRESENT`).
@@ -25,6 +27,10 @@ pub const SWAPPED: u64 = 1 << 4;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`, include/uapi/linux/fs.h.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// `PM_SCAN_WP_MATCHING`: protect the written pages again, in the same walk.
+const WP_MATCHING: u64 = 1 << 0;
+/// `PM_SCAN_CHECK_WPASYNC`: EPERM where no asynchronous write protection is registered, instead of saying nothing.
+const CHECK_WPASYNC: u64 = 1 << 1;
 /// Regions asked for in one call: 24 bytes each.
 const REGIONS: usize = 2048;
 /// Entries of the classic pagemap read at once.
@@ -55,6 +61,28 @@ struct ScanArg {
     category_mask: u64,
     category_anyof_mask: u64,
     return_mask: u64,
+}
+
+/// Memory for the kernel's answers, kept from one mapping to the next.
+#[derive(Debug, Default)]
+pub struct Scratch(Vec<Region>);
+
+/// What is known of a range under write protection.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Marks {
+    /// Populated pages that belong to the process, ascending.
+    pub populated: Vec<PageRange>,
+    /// Those of them that may have been written, ascending.
+    pub written: Vec<PageRange>,
+}
+
+/// Are written pages protected again?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rearm {
+    /// Yes: the next look shows what was written after this one.
+    Yes,
+    /// No: the next look shows the same pages and more.
+    No,
 }
 
 /// How the kernel is asked.
@@ -104,6 +132,11 @@ impl Pagemap {
         Ok(Self { file: File::open(format!("/proc/{task}/pagemap"))?, method })
     }
 
+    /// As [`Pagemap::open`], of a file that is open.
+    pub(super) fn of(file: File, method: Method) -> Self {
+        Self { file, method }
+    }
+
     /// Appends the populated (present or swapped) runs of `pages`, ascending and merged. With `only_private`, pages that still
     /// belong to a file are left out: what remains of a private file mapping are its copied-on-write pages.
     ///
@@ -122,14 +155,62 @@ impl Pagemap {
     }
 
     fn scan(&self, pages: PageRange, only_private: bool, out: &mut Vec<PageRange>) -> io::Result<()> {
-        let mut regions = vec![Region::default(); REGIONS];
-        let end = pages.end().address();
-        let mut start = pages.first.address();
         // Asking for FILE makes the kernel look at every folio and is some times slower: only where it matters.
         let return_mask = PRESENT | SWAPPED | if only_private { FILE } else { 0 };
+        self.walk(pages, 0, return_mask, &mut Scratch::default(), |region, run| {
+            if !(only_private && region & FILE != 0) {
+                push_merged(out, run);
+            }
+        })
+    }
+
+    /// Appends what of `pages` is populated and what was written, and protects the written pages again if asked. The pages must be
+    /// under asynchronous write protection (see [`super::uffd_wp`]) and of one mapping. `file`: of a private mapping of a file,
+    /// whose pages that still belong to the file are left out, and where a page that is not in memory counts as written: what
+    /// looks like swap may be a mark that outlived its page.
+    ///
+    /// Holes get no page tables and no marks by this way of asking, which would make CRIU's images grow.
+    ///
+    /// # Errors
+    /// EPERM when a page is not under write protection. Then written pages before it may have been protected again without
+    /// being reported: all pages of the range have to be taken for written.
+    pub fn marks(
+        &self,
+        pages: PageRange,
+        file: bool,
+        rearm: Rearm,
+        scratch: &mut Scratch,
+        out: &mut Marks,
+    ) -> io::Result<()> {
+        let flags = CHECK_WPASYNC | if rearm == Rearm::Yes { WP_MATCHING } else { 0 };
+        let return_mask = WRITTEN | PRESENT | SWAPPED | if file { FILE } else { 0 };
+        self.walk(pages, flags, return_mask, scratch, |region, run| {
+            if file && region & FILE != 0 {
+                return;
+            }
+            push_merged(&mut out.populated, run);
+            if region & WRITTEN != 0 || (file && region & PRESENT == 0) {
+                push_merged(&mut out.written, run);
+            }
+        })
+    }
+
+    fn walk(
+        &self,
+        pages: PageRange,
+        flags: u64,
+        return_mask: u64,
+        scratch: &mut Scratch,
+        mut each: impl FnMut(u64, PageRange),
+    ) -> io::Result<()> {
+        let regions = &mut scratch.0;
+        regions.resize(REGIONS, Region::default());
+        let end = pages.end().address();
+        let mut start = pages.first.address();
         while start < end {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
+                flags,
                 start,
                 end,
                 vec: regions.as_mut_ptr() as u64,
@@ -143,9 +224,7 @@ impl Pagemap {
             let got = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let count = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
             for region in &regions[..count] {
-                if !(only_private && region.categories & FILE != 0) {
-                    push_merged(out, PageRange::of_addresses(region.start, region.end));
-                }
+                each(region.categories, PageRange::of_addresses(region.start, region.end));
             }
             // `walk_end` is stale when the kernel flushed its own buffer; a vector that is not full means the walk is complete, and
             // a full one is continued behind its last region.

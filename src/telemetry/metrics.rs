@@ -18,6 +18,10 @@ pub const BYTES_SENT: &str = "decamp_bytes_sent_total";
 pub const MIGRATIONS_IN_FLIGHT: &str = "decamp_migrations_in_flight";
 /// Memory pages handled, by `kind`.
 pub const PAGES: &str = "decamp_pages_total";
+/// From the resume until every page of an arrived container was installed, seconds, one sample a migration.
+pub const RESIDENT_SECONDS: &str = "decamp_resident_seconds";
+/// Things that must never happen and were caught by a check, by `kind`: each is a bug of decamp.
+pub const BUGS: &str = "decamp_bugs_total";
 
 /// Upper bounds of downtime, seconds: dense where the default target of 300 ms lies.
 const DOWNTIME_BUCKETS: [f64; 14] =
@@ -35,6 +39,12 @@ pub fn describe() {
     metrics::describe_counter!(BYTES_SENT, Unit::Bytes, "Bytes sent to other agents, by kind.");
     metrics::describe_gauge!(MIGRATIONS_IN_FLIGHT, Unit::Count, "Migrations this agent takes part in now.");
     metrics::describe_counter!(PAGES, Unit::Count, "Memory pages handled, by kind.");
+    metrics::describe_histogram!(
+        RESIDENT_SECONDS,
+        Unit::Seconds,
+        "Time from the resume until every page was installed, seconds."
+    );
+    metrics::describe_counter!(BUGS, Unit::Count, "Faults of decamp that its own checks caught, by kind.");
 }
 
 fn builder() -> Result<PrometheusBuilder, metrics_exporter_prometheus::BuildError> {
@@ -86,6 +96,8 @@ mod tests {
         metrics::counter!(BYTES_SENT, "kind" => "pages").increment(4096);
         metrics::gauge!(MIGRATIONS_IN_FLIGHT).set(2.0);
         metrics::counter!(PAGES, "kind" => "sent").increment(1);
+        metrics::histogram!(RESIDENT_SECONDS).record(0.25);
+        metrics::counter!(BUGS, "kind" => "page-missed").increment(1);
 
         let answer = scrape(address).await;
         for line in [
@@ -98,7 +110,9 @@ mod tests {
         ] {
             assert!(answer.contains(line), "no {line} in\n{answer}");
         }
-        for family in [MIGRATIONS, DOWNTIME_SECONDS, BYTES_SENT, MIGRATIONS_IN_FLIGHT, PAGES] {
+        for family in
+            [MIGRATIONS, DOWNTIME_SECONDS, BYTES_SENT, MIGRATIONS_IN_FLIGHT, PAGES, RESIDENT_SECONDS, BUGS]
+        {
             assert!(answer.contains(&format!("# HELP {family} ")), "no help for {family} in\n{answer}");
         }
     }

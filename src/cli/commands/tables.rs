@@ -2,6 +2,7 @@
 
 use crate::cli::complaint::reason_lines;
 use crate::human::{Column, Paint, Style, Table, bytes, clean, count, duration_us, instant_ms};
+use crate::model::PAGE_SIZE;
 use crate::rpc::v1::{ContainerInfo, HistoryEntry, HistoryReply, InfoReply, ListReply};
 
 /// `decamp ls`
@@ -15,6 +16,7 @@ pub(super) fn containers(reply: &ListReply, style: Style) -> Vec<String> {
         Column::number("MEMORY"),
         Column::number("PROCESSES"),
         Column::number("PID"),
+        Column::text("PAGES"),
         Column::text("ARRIVED FROM"),
         Column::text("MOVING"),
     ]);
@@ -24,7 +26,7 @@ pub(super) fn containers(reply: &ListReply, style: Style) -> Vec<String> {
     table.lines(style)
 }
 
-fn container_row(container: &ContainerInfo) -> [(String, Option<Paint>); 7] {
+fn container_row(container: &ContainerInfo) -> [(String, Option<Paint>); 8] {
     let running = container.status == "running";
     let known = |number: u64, text: String| if number == 0 { "-".to_owned() } else { text };
     [
@@ -33,9 +35,20 @@ fn container_row(container: &ContainerInfo) -> [(String, Option<Paint>); 7] {
         (known(container.memory_bytes, bytes(container.memory_bytes)), None),
         (known(container.processes.into(), container.processes.to_string()), None),
         (known(container.init_pid.into(), container.init_pid.to_string()), None),
+        memory_state(container),
         (container.arrived_from.clone(), None),
         (container.migration_id.clone(), Some(Paint::Warn)),
     ]
+}
+
+/// Is all of its memory here?
+fn memory_state(container: &ContainerInfo) -> (String, Option<Paint>) {
+    let missing = bytes(container.pages_missing.saturating_mul(PAGE_SIZE as u64));
+    match container.memory_state.as_str() {
+        "filling" => (format!("{missing} to come"), Some(Paint::Warn)),
+        "lost" => (format!("lost ({missing} missing)"), Some(Paint::Bad)),
+        other => (other.to_owned(), None),
+    }
 }
 
 /// `decamp history`
@@ -145,13 +158,15 @@ mod tests {
             memory_bytes: 1 << 30,
             processes: 3,
             arrived_from: "node-b".into(),
+            memory_state: "filling".into(),
+            pages_missing: 512,
             ..ContainerInfo::default()
         };
         let old = ContainerInfo { id: "old".into(), status: "stopped".into(), ..ContainerInfo::default() };
         let lines = containers(&ListReply { containers: vec![redis, old] }, Style::PLAIN);
         let wanted = [
-            "CONTAINER  STATUS     MEMORY  PROCESSES  PID  ARRIVED FROM  MOVING",
-            "redis      running  1.00 GiB          3   42  node-b",
+            "CONTAINER  STATUS     MEMORY  PROCESSES  PID  PAGES             ARRIVED FROM  MOVING",
+            "redis      running  1.00 GiB          3   42  2.00 MiB to come  node-b",
             "old        stopped         -          -    -",
         ];
         assert_eq!(lines, wanted);

@@ -155,6 +155,7 @@ impl Teller {
         if summary.clock_error_us > 0 || summary.clock_offset_us != 0 {
             lines.push(self.labelled("clocks", &self.clocks(summary)));
         }
+        lines.extend(resident(summary).map(|text| self.labelled("memory", &text)));
         for note in summary.notes.iter().take(100) {
             lines.push(self.labelled("note", &clean(note)));
         }
@@ -186,6 +187,22 @@ impl Teller {
             "{to} is {offset} {direction} {from}, {} {error}; taken into account",
             self.style.glyphs.plus_minus
         )
+    }
+}
+
+/// What became of the pages that were not there yet when the container went on.
+fn resident(summary: &Summary) -> Option<String> {
+    let later = pages_as_bytes(summary.pages_lazy);
+    match (summary.pages_lazy, summary.resident_after_us) {
+        (0, _) => None,
+        (_, 0) => Some(format!("{later} still being installed; `decamp ls` there says when all of it is")),
+        (_, after) => {
+            let speed = rate(summary.fill_bytes_per_s);
+            Some(format!(
+                "{later} installed behind it: fully resident {} after the resume ({speed})",
+                duration_us(after)
+            ))
+        }
     }
 }
 

@@ -180,9 +180,12 @@ impl Arrival {
         let arriving =
             arriving.insert(restore::prepare(&self.host, &mut self.record, &self.offer, &self.plan).await?);
         self.session.send(Body::Accept(self.accept())).await?;
+        let copying = self.host.courtesy.copying();
         let budget = self.plan.memory_budget;
         let mut incoming = Incoming::start(link, &self.host, &self.record, arriving, budget, &self.plan);
         let request = self.receive(&mut incoming).await?;
+        let frozen = self.host.courtesy.frozen();
+        drop(copying);
         let layouts = incoming.complete(&request).await?;
         let ready = tokio::select! {
             ready = arriving.restore(&self.host, &self.record, &self.plan, &incoming, layouts) => ready?,
@@ -195,6 +198,7 @@ impl Arrival {
         self.session.send(Body::Ready(ready)).await?;
         self.wait_commit(arriving).await?;
         let running = arriving.commit(&self.host, &mut self.record).await?;
+        drop(frozen);
         // What the container had on the disk there is on the disk here before the source forgets it.
         incoming.sync().await;
         // The source asks if this does not arrive: the record says Running.

@@ -16,6 +16,7 @@ use crate::files::TreeSink;
 use crate::journal::Record;
 use crate::model::layout::{LayoutRun, ObjectLayout};
 use crate::model::limits::{LAYOUT_PART_RUNS_MAX, OBJECTS_MAX};
+use crate::model::page::{PageIndex, PageRange};
 use crate::model::{Digest, MigrationId, ObjectId};
 use crate::protocol::frame::read_message;
 use crate::quic::{Link, Stream};
@@ -120,16 +121,20 @@ impl Incoming {
     pub(super) fn layout(&mut self, part: LayoutPart) -> Result<(), MigrationError> {
         let object = ObjectId::from_wire(part.object_type, part.object_id)
             .ok_or_else(|| self.broke(format!("object type {}", part.object_type)))?;
-        self.runs += part.runs.len();
-        if part.runs.len() > LAYOUT_PART_RUNS_MAX || self.runs > RUNS_MAX || self.layouts.len() > OBJECTS_MAX
+        self.runs += part.runs.len() + part.hidden.len();
+        if part.runs.len() + part.hidden.len() > LAYOUT_PART_RUNS_MAX
+            || self.runs > RUNS_MAX
+            || self.layouts.len() > OBJECTS_MAX
         {
             return Err(self.broke("a layout is too large"));
         }
         if self.done.contains(&object) {
             return Err(self.broke(format!("the layout of {object} came twice")));
         }
-        let empty = || ObjectLayout { object, runs: Vec::new(), root: Digest([0; 32]) };
-        let layout = self.layouts.entry(object).or_insert_with(empty);
+        let layout = self.layouts.entry(object).or_insert_with(|| ObjectLayout::empty(object));
+        layout.hidden.extend(
+            part.hidden.iter().map(|it| PageRange { first: PageIndex(it.first_page), count: it.count }),
+        );
         layout.runs.extend(part.runs.into_iter().map(|run| LayoutRun {
             first: run.first_page,
             count: run.count,
@@ -138,9 +143,13 @@ impl Incoming {
         if part.root.is_empty() {
             return Ok(());
         }
-        match Digest::from_slice(&part.root) {
-            Some(root) => layout.root = root,
-            None => return Err(self.broke("a layout's root has a wrong length")),
+        let hidden_root = match part.hidden_root.is_empty() {
+            true => Some(Digest([0; 32])),
+            false => Digest::from_slice(&part.hidden_root),
+        };
+        match (Digest::from_slice(&part.root), hidden_root) {
+            (Some(root), Some(hidden_root)) => (layout.root, layout.hidden_root) = (root, hidden_root),
+            _ => return Err(self.broke("a layout's root has a wrong length")),
         }
         self.done.push(object);
         Ok(())

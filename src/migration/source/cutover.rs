@@ -19,11 +19,10 @@ use super::{Decision, Source};
 use crate::criu::{PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::journal::Stage;
-use crate::model::layout::ObjectLayout;
 use crate::network;
 use crate::rpc::v1::{
-    Commit, DowntimePart, LayoutPart, PagemapRun, Phase, Ready, RestoreRequest, RoundStats, Summary,
-    control_frame::Body, event::Body as EventBody,
+    Commit, DowntimePart, Phase, Ready, RestoreRequest, RoundStats, Summary, control_frame::Body,
+    event::Body as EventBody,
 };
 use crate::runtime::{Checkpoint, RuntimeRun};
 
@@ -206,28 +205,6 @@ impl Source {
             guard.within("taking the network down", FREEZE_WITHIN, network::isolate(capture)).await?;
         }
         Ok((times, final_round))
-    }
-
-    async fn send_layout(&mut self, layout: ObjectLayout) -> Result<(), MigrationError> {
-        let (object_type, object_id) = layout.object.to_wire();
-        let mut chunks = layout.runs.chunks(crate::model::limits::LAYOUT_PART_RUNS_MAX).peekable();
-        loop {
-            let runs = chunks.next().unwrap_or(&[]);
-            let last = chunks.peek().is_none();
-            let part = LayoutPart {
-                object_type,
-                object_id,
-                runs: runs
-                    .iter()
-                    .map(|run| PagemapRun { first_page: run.first, count: run.count, flags: run.flags })
-                    .collect(),
-                root: if last { layout.root.0.to_vec().into() } else { bytes::Bytes::new() },
-            };
-            self.session.send(Body::Layout(part)).await?;
-            if last {
-                return Ok(());
-            }
-        }
     }
 
     /// The vote, unless CRIU dies here first.

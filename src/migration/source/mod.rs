@@ -13,6 +13,7 @@ mod cutover;
 mod decision;
 mod images;
 mod inspect;
+mod layouts;
 mod negotiate;
 mod precopy;
 mod release;
@@ -184,6 +185,7 @@ async fn agreed(
 
 impl Source {
     async fn copy_and_cut_over(&mut self) -> Result<Summary, MigrationError> {
+        let copying = self.host.courtesy.copying();
         self.progress.enter(Phase::Files);
         self.file_round(1, false).await?;
         if self.request.mode == Mode::PreCopy {
@@ -192,6 +194,8 @@ impl Source {
             self.file_round(2, false).await?;
         }
         self.progress.enter(Phase::CutOver);
+        let _frozen = self.host.courtesy.frozen();
+        drop(copying);
         self.cut_over().await
     }
 

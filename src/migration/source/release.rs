@@ -134,6 +134,7 @@ impl Source {
             pages_total: final_round.pages_scanned,
             pages_verified: self.pages_verified,
             notes,
+            ..Summary::default()
         }
     }
 }
