@@ -28,7 +28,7 @@ mod tracker;
 pub use error::MemoryError;
 pub use hidden_pass::{SpotCheck, SpotChecker};
 pub use ledger::Ledger;
-pub use mapping::{Backing, Mapping};
+pub use mapping::{Backing, Mapping, large_private};
 pub use pipeline::{PagePlane, PlaneOptions};
 pub use process::{Process, processes};
 pub use retain::{RetainedStats, retain_departed};
