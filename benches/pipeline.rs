@@ -160,7 +160,7 @@ fn destination(c: &mut Criterion, runtime: &Runtime) {
     });
     let pages = u32::try_from(BYTES / PAGE_SIZE as u64).expect("a bench is small");
     let runs = vec![LayoutRun { first: 0, count: pages, flags: PE_PRESENT }];
-    let layouts = [ObjectLayout { object: ObjectId::Task(1), runs, root: Root::of(&digests) }];
+    let layouts = [ObjectLayout { runs, root: Root::of(&digests), ..ObjectLayout::empty(ObjectId::Task(1)) }];
     for threads in [1, 2] {
         group.bench_function(BenchmarkId::new("assemble, threads", threads), |b| {
             b.iter_batched(

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use super::Agent;
 use crate::migration::{self, Cancel, Home, Progress};
 use crate::model::MigrationId;
+use crate::pager::PagerState;
 use crate::rpc::v1::control_server::Control;
 use crate::rpc::v1::{
     CancelReply, CancelRequest, ContainerInfo, Event, Failure, HistoryEntry, HistoryReply, HistoryRequest,
@@ -133,7 +134,8 @@ impl Control for ControlService {
                 processes: u32::try_from(container.pids().len()).unwrap_or(u32::MAX),
                 migration_id: agent.registry.migration_of(&container.id).unwrap_or_default(),
                 arrived_from: arrived_from(&host.state_dir, &container),
-                ..ContainerInfo::default()
+                memory_state: memory_state(host.pagers.state(&container.id).as_ref()).to_owned(),
+                pages_missing: pages_missing(host.pagers.state(&container.id).as_ref()),
             };
             Container::list(&host.runc.root).into_iter().map(info).collect()
         });
@@ -225,6 +227,25 @@ impl Control for ControlService {
         let entries: Vec<HistoryEntry> =
             read.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
         Ok(Response::new(HistoryReply { entries }))
+    }
+}
+
+/// In the words of the control plane; empty for a container that needs no pager (any more).
+fn memory_state(pager: Option<&PagerState>) -> &'static str {
+    match pager {
+        None => "",
+        Some(PagerState::Resident { .. }) => "resident",
+        Some(PagerState::Listening | PagerState::Serving { .. } | PagerState::Filling { .. }) => "filling",
+        Some(PagerState::Failed(_) | PagerState::Lost) => "lost",
+    }
+}
+
+fn pages_missing(pager: Option<&PagerState>) -> u64 {
+    match pager {
+        Some(PagerState::Serving { pages_missing } | PagerState::Filling { pages_missing, .. }) => {
+            *pages_missing
+        }
+        _ => 0,
     }
 }
 

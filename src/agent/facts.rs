@@ -2,8 +2,10 @@
 
 use crate::config::Config;
 use crate::criu;
+use crate::memory::MixedTracker;
 use crate::migration::chain;
-use crate::model::PAGE_SIZE;
+use crate::model::{LAZY_PAGES, PAGE_SIZE, TRACKER_USERFAULTFD};
+use crate::pager;
 use crate::rpc::v1::{HostFacts, Reason};
 use crate::runtime::Runc;
 
@@ -54,7 +56,21 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
     } else {
         "cgroup-v1"
     };
-    let capabilities = ["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
+    let mut capabilities = vec!["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
+    match MixedTracker::probe(std::path::Path::new("/proc/self/exe")) {
+        Ok(tracker) if tracker.unavailable().is_none() => capabilities.push(TRACKER_USERFAULTFD),
+        Ok(tracker) => tracing::info!(why = tracker.unavailable(), "changed pages are found by hashing all"),
+        Err(error) => problem(
+            "pagemap",
+            "the kernel does not tell which pages a process has",
+            chain(&error),
+            "use a kernel with /proc/PID/pagemap, and run the agent as root",
+        ),
+    }
+    match pager::probe() {
+        Ok(()) => capabilities.push(LAZY_PAGES),
+        Err(error) => tracing::info!(%error, "containers arrive with all their pages, which takes longer"),
+    }
     let facts = HostFacts {
         host: config.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -63,7 +79,7 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
         page_size: u32::try_from(page_size).unwrap_or(0),
         criu_version,
         runtime_version,
-        capabilities: capabilities.map(str::to_owned).to_vec(),
+        capabilities: capabilities.into_iter().map(str::to_owned).collect(),
         protocol_versions: crate::protocol::VERSIONS.to_vec(),
     };
     (facts, problems)

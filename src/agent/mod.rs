@@ -125,6 +125,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
         hooks: HookHub::bind(&config.run_dir.join("hook.sock"))?,
         endpoint,
         courtesy: Arc::new(migration::Courtesy::new(config.migration.nice)),
+        pagers: migration::Pagers::default(),
         retained: Arc::new(RetainedPages::new(config.store.retain_memory)),
         digests: DigestCache::new(),
         stopping: CancellationToken::new(),

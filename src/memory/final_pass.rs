@@ -12,9 +12,9 @@ use super::error::MemoryError;
 use super::pipeline::{PagePlane, joined};
 use super::scanner::Digester;
 use super::stats::{Counters, RoundStats};
-use crate::model::layout::{LayoutRun, ObjectLayout, PE_LAZY, PE_PRESENT};
+use crate::model::layout::{LayoutRun, ObjectLayout, PE_LAZY, PE_PRESENT, push_merged};
 use crate::model::limits::PAGE_INDEX_MAX;
-use crate::model::page::{Digest, ObjectId, PAGE_SIZE, PageIndex};
+use crate::model::page::{Digest, ObjectId, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::hash::{Root, ZERO_DIGEST};
 
 /// Pages collected before they are hashed together: CRIU's chunks can be single pages.
@@ -66,6 +66,17 @@ impl FinalPass {
             absorbing: 0,
             builder: None,
         }
+    }
+
+    /// What CRIU delivered of an object, ascending.
+    pub(super) fn delivered(&self, object: ObjectId) -> Vec<PageRange> {
+        let mut out = Vec::new();
+        let of_it = self.objects.iter().filter(|(layout, _)| layout.object == object);
+        for run in of_it.flat_map(|(layout, _)| &layout.runs) {
+            let run = PageRange { first: PageIndex(run.first), count: u64::from(run.count) };
+            push_merged(&mut out, run);
+        }
+        out
     }
 
     /// Has this object begun?

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::batch::Work;
 use super::error::MemoryError;
+use super::invariant;
 use super::pipeline::{PagePlane, joined, scanners};
 use super::process::Process;
 use super::scanner::{self, Plan};
@@ -27,12 +28,44 @@ pub(super) struct HiddenPart {
 pub(super) type HiddenParts = HashMap<ObjectId, HiddenPart>;
 
 impl PagePlane {
-    /// Brings the mappings of one stopped process that CRIU was not shown. `survey` is the tracker's last look at them; pages of
-    /// `eager` are laid out for the pages image instead of being installed later. Returns when all that differs is queued.
+    /// Brings what CRIU did not deliver of one stopped process: the mappings that it was not shown, and whatever else is missing,
+    /// which is nothing unless decamp has a bug. `survey` is the tracker's last look at the hidden mappings; pages of `eager` are
+    /// laid out for the pages image instead of being installed later. Returns when all that differs is queued.
     ///
     /// # Errors
     /// [`MemoryError::FinalPages`] when a page of a stopped process cannot be read; otherwise as for a round.
-    pub async fn final_hidden(
+    pub async fn complete_process(
+        &mut self,
+        process: Process,
+        hidden: &[PageRange],
+        survey: Survey,
+        eager: &[PageIndex],
+        tracker: &Arc<dyn Tracker>,
+    ) -> Result<(), MemoryError> {
+        let object = ObjectId::Task(process.vpid);
+        let delivered = self.final_pass.as_ref().map(|pass| pass.delivered(object)).unwrap_or_default();
+        let method = self.method;
+        let known = hidden.to_vec();
+        let look = move || invariant::missed(process, &known, &delivered, method);
+        let missed = joined(tokio::task::spawn_blocking(look)).await??;
+        let (mut hidden, mut eager, mut survey) = (hidden.to_vec(), eager.to_vec(), survey);
+        if !missed.mappings.is_empty() {
+            survey.task = missed.task;
+            let pages: Vec<PageRange> = missed.mappings.iter().flat_map(|it| it.populated.clone()).collect();
+            eager.extend(pages.iter().flat_map(|range| range.iter()));
+            eager.sort_unstable();
+            hidden.extend(pages);
+            hidden.sort_unstable_by_key(|range| range.first);
+            survey.mappings.extend(missed.mappings);
+            survey.mappings.sort_by_key(|it| it.populated.first().map(|range| range.first));
+        }
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        self.final_hidden(process, &hidden, &survey, &eager, tracker).await
+    }
+
+    async fn final_hidden(
         &mut self,
         process: Process,
         hidden: &[PageRange],

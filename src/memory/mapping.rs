@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::process::threads;
+use super::process::{Process, threads};
 use crate::model::limits::PAGE_INDEX_MAX;
 use crate::model::page::{PAGE_SIZE, PageRange};
 
@@ -76,6 +76,19 @@ pub(super) fn mappings(pid: i32, shared_device: (u64, u64)) -> io::Result<(i32, 
     // process_vm_readv honours the protection; the final dump does not, and brings the others.
     let readable = space.lines.into_iter().filter(|line| line.readable).map(|line| line.mapping).collect();
     Ok((space.task, readable))
+}
+
+/// Private mappings without a file that are at least so large, ascending: what is hidden from CRIU, but for some that only smaps
+/// tells apart. For estimates.
+///
+/// # Errors
+/// As for every look at a process: it is gone.
+pub fn large_private(process: Process, bytes_min: u64) -> io::Result<Vec<PageRange>> {
+    let (_, mappings) = mappings(process.pid, shared_memory_device()?)?;
+    let large = |mapping: &Mapping| {
+        mapping.backing == Backing::Private && mapping.pages.count * PAGE_SIZE as u64 >= bytes_min
+    };
+    Ok(mappings.into_iter().filter(large).map(|mapping| mapping.pages).collect())
 }
 
 /// All mappings that may hold pages of a process.

@@ -21,6 +21,7 @@ use super::stream::{self, Sent};
 use super::tracker::Tracker;
 use crate::pages::compress::{Compression, Policy};
 use crate::protocol::pace::Pacer;
+use crate::sys::pagemap::{self, Method};
 
 /// Batches that wait for a stream. Together with those in flight this bounds the memory of the plane.
 const QUEUE_BATCHES: usize = 2;
@@ -118,6 +119,8 @@ pub struct PagePlane {
     workers: JoinSet<Result<(), MemoryError>>,
     pub(super) final_pass: Option<FinalPass>,
     pub(super) hidden_parts: HiddenParts,
+    /// How page tables are read.
+    pub(super) method: Method,
     /// A round was left in the middle: what is in flight is not known any more.
     broken: bool,
     previous_round: Option<Instant>,
@@ -155,6 +158,7 @@ impl PagePlane {
             workers,
             final_pass: None,
             hidden_parts: HiddenParts::new(),
+            method: pagemap::probe().unwrap_or(Method::Classic),
             broken: false,
             previous_round: None,
         }

@@ -38,8 +38,8 @@ pub struct Policy {
 pub struct Round {
     /// 1, 2, ...
     pub number: u32,
-    /// Populated pages of the container.
-    pub pages_total: u64,
+    /// Pages that CRIU has to dump and restore itself: what is not hidden from it.
+    pub pages_eager: u64,
     /// Pages that had changed since the round before.
     pub pages_dirty: u64,
     /// Speed of the link, bytes of page content a second; 0: not known yet.
@@ -59,7 +59,7 @@ pub enum Verdict {
 
 /// What does not depend on dirty pages.
 fn base(round: &Round) -> Duration {
-    let mib = round.pages_total * PAGE_SIZE as u64 / (1 << 20);
+    let mib = round.pages_eager * PAGE_SIZE as u64 / (1 << 20);
     FIXED + CRIU_PER_MIB.saturating_mul(u32::try_from(mib).unwrap_or(u32::MAX))
 }
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     fn round(number: u32, pages_dirty: u64) -> Round {
-        Round { number, pages_total: 10 * MIB_PAGES, pages_dirty, bytes_per_s: 100 << 20 }
+        Round { number, pages_eager: 10 * MIB_PAGES, pages_dirty, bytes_per_s: 100 << 20 }
     }
 
     #[test]

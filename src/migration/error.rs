@@ -102,6 +102,25 @@ pub enum MigrationError {
     /// Memory at the source.
     #[error("memory could not be sent")]
     Memory(#[from] crate::memory::MemoryError),
+    /// The attributes of a mapping are not those that CRIU was told.
+    #[error(
+        "process {pid} changed the attributes (mlock, madvise) of {mappings} mappings in the moment before the freeze"
+    )]
+    MappingsChanged {
+        /// Its process id here.
+        pid: i32,
+        /// How many.
+        mappings: usize,
+    },
+    /// A container cannot be moved any more.
+    #[error("{container} lost its pager before all its memory was here, and was stopped for that")]
+    Incomplete {
+        /// Its name.
+        container: String,
+    },
+    /// The pager at the destination.
+    #[error("the pager failed")]
+    Pager(#[from] crate::pager::PagerError),
     /// Memory at the destination.
     #[error("memory could not be stored")]
     Store(#[from] crate::store::StoreError),

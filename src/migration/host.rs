@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::convergence::NotConverging;
 use super::courtesy::Courtesy;
+use super::pagers::Pagers;
 use super::request::MountPolicy;
 use crate::criu::TcpPolicy;
 use crate::files::DigestCache;
@@ -113,6 +114,8 @@ pub struct Host {
     pub endpoint: Endpoint,
     /// Who yields to whom.
     pub courtesy: Arc<Courtesy>,
+    /// Containers whose memory is not all here yet.
+    pub pagers: Pagers,
     /// Pages of containers that left.
     pub retained: Arc<RetainedPages>,
     /// Digests of base layers.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::guard::Cancel;
 use super::source::{Decision, finish_release, resolve, undo};
-use super::{Host, MigrationError, Progress, Registry, Reservation, destination, scratch, unix_ms};
+use super::{Host, MigrationError, Pagers, Progress, Registry, Reservation, destination, scratch, unix_ms};
 use crate::journal::{Record, Stage};
 use crate::rpc::v1::Phase;
 
@@ -19,6 +19,7 @@ const REMEMBER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The journal cannot be read or written.
 pub async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) -> Result<(), MigrationError> {
     scratch::sweep(&host.run_dir);
+    Pagers::recover(host).await;
     for record in host.journal.all()? {
         tracing::info!(migration = %record.migration, container = %record.container, stage = ?record.stage, "found in the journal");
         match record.stage {

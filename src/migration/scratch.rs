@@ -7,6 +7,7 @@
 //!     work/         logs of CRIU and the runtime
 //!     decamp-hook   link to this binary
 //!     criu.conf     this migration's configuration
+//!     hide.plan     what CRIU is not shown, and the object that does it
 //! ```
 
 use std::ffi::OsString;
@@ -22,6 +23,19 @@ use crate::runtime::{mount_private_tmpfs, unmount_all_below};
 #[derive(Debug)]
 pub(super) struct Scratch {
     root: PathBuf,
+}
+
+/// What CRIU and its hooks are told.
+#[derive(Debug)]
+pub(super) struct Setup<'a> {
+    /// Our own binary.
+    pub(super) program: &'a Path,
+    /// Connections.
+    pub(super) tcp: TcpPolicy,
+    /// Where the hooks find the agent.
+    pub(super) hook_socket: &'a Path,
+    /// What they show there.
+    pub(super) token: &'a str,
 }
 
 fn folder(run_dir: &Path) -> PathBuf {
@@ -44,6 +58,12 @@ impl Scratch {
         Ok(scratch)
     }
 
+    /// All of it.
+    #[must_use]
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// CRIU's image files.
     #[must_use]
     pub(super) fn images(&self) -> PathBuf {
@@ -62,17 +82,14 @@ impl Scratch {
     /// The file system's.
     pub(super) fn criu_environment(
         &self,
-        program: &Path,
-        tcp: TcpPolicy,
-        hook_socket: &Path,
-        token: &str,
+        with: &Setup<'_>,
     ) -> Result<Vec<(&'static str, OsString)>, MigrationError> {
-        let config = CriuConfig::install(&self.root, program, tcp)
+        let config = CriuConfig::install(&self.root, with.program, with.tcp)
             .map_err(MigrationError::io("write CRIU's configuration in", &self.root))?;
         Ok(vec![
             ("CRIU_CONFIG_FILE", config.into_os_string()),
-            (ENV_SOCKET, hook_socket.as_os_str().to_owned()),
-            (ENV_TOKEN, OsString::from(token)),
+            (ENV_SOCKET, with.hook_socket.as_os_str().to_owned()),
+            (ENV_TOKEN, OsString::from(with.token)),
         ])
     }
 }
@@ -112,7 +129,12 @@ mod tests {
         let id = MigrationId::fresh();
         let scratch = Scratch::create(dir.path(), &id).unwrap();
         let environment = scratch
-            .criu_environment(Path::new("/bin/true"), TcpPolicy::Keep, Path::new("/run/x.sock"), "secret")
+            .criu_environment(&Setup {
+                program: Path::new("/bin/true"),
+                tcp: TcpPolicy::Keep,
+                hook_socket: Path::new("/run/x.sock"),
+                token: "secret",
+            })
             .unwrap();
         assert!(Path::new(&environment[0].1).exists());
         let mode =

@@ -37,7 +37,7 @@ pub struct LazyObject {
     pub content: Vec<PageRange>,
     /// Sparse file in memory (memfd_create(2)) with each page at its address. The pager punches out what it has installed.
     pub file: OwnedFd,
-    /// The BLAKE3 digest of each page of `content`, in order, 32 bytes each, in a file of exactly that size.
+    /// The BLAKE3 digest of each page of `content`, at its page's number times 32 in a sparse file.
     pub digests: OwnedFd,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌──────────────────────────────────────────────────────────────┐
-//!  epoll ──▶ │ events ─▶ faults ─▶ 64 KiB around one fault ─▶ 64 KiB of fill │ ─▶ again
+//!  epoll ──▶ │ events ─▶ faults ─▶ 16 KiB around one fault ─▶ 32 KiB of fill │ ─▶ again
 //!            └──────────────────────────────────────────────────────────────┘
 //! ```
 //! So a fault waits for at most one step of the fill. When something goes wrong the thread stops with everything in its
@@ -21,10 +21,12 @@ use super::pace::Pace;
 use super::prepare::{CHUNK, Doorbell, Job, Prepared, Request};
 use super::progress::Progress;
 use super::remaining::Piece;
-use super::space::{AROUND, Landed, Space, mismatch};
+use super::space::{Landed, Space, mismatch};
 use crate::model::page::{PAGE_SIZE, PageIndex, PageRange};
 use crate::sys::twin::set_nice;
 
+/// Pages of the fill that are installed between two looks at the faults: 32 KiB. Less would cost more per page.
+const STEP: u64 = 8;
 /// Chunks of one owner that are being prepared or wait to be installed.
 pub(super) const BUFFERS: usize = 8;
 /// The doorbell's name in epoll; spaces count from 0.
@@ -81,8 +83,12 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// The owner and the handle to it; `run` belongs on a thread of its own.
-    pub(super) fn new(jobs: SyncSender<Job>, progress: Arc<Progress>) -> nix::Result<(Self, OwnerHandle)> {
+    /// The owner and the handle to it; `run` belongs on a thread of its own. `cpus`: its share of the machine.
+    pub(super) fn new(
+        jobs: SyncSender<Job>,
+        progress: Arc<Progress>,
+        cpus: f64,
+    ) -> nix::Result<(Self, OwnerHandle)> {
         let bell = Arc::new(Doorbell::new()?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(bell.event.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
@@ -103,7 +109,7 @@ impl Owner {
             buffers,
             order: VecDeque::new(),
             restored: false,
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(Instant::now(), cpus),
             scratch: Scratch::default(),
             full_since: None,
             progress,
@@ -183,7 +189,7 @@ impl Owner {
         let due = if self.chunk.is_some() {
             self.pace.next()
         } else if self.restored && has(|space| space.remaining.count() > 0) {
-            self.pace.latest(chunk_bytes(CHUNK))
+            self.pace.latest()
         } else {
             return 1000;
         };
@@ -261,9 +267,8 @@ impl Owner {
 
     fn serve_around(&mut self, id: u64) -> Result<(), String> {
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
-        let Some(page) = space.around.pop() else { return Ok(()) };
         let before = space.remaining.count();
-        let landed = space.serve_around(page, &mut self.scratch);
+        let landed = space.serve_around(&mut self.scratch);
         self.progress.settled(before - space.remaining.count());
         self.conclude(id, landed).map(drop)
     }
@@ -342,7 +347,7 @@ impl Owner {
     fn fill(&mut self) -> Result<(), String> {
         self.take_prepared();
         let now = Instant::now();
-        if self.chunk.is_none() && self.restored && now >= self.pace.latest(chunk_bytes(CHUNK)) {
+        if self.chunk.is_none() && self.restored && now >= self.pace.latest() {
             self.prepare_ourselves(now)?;
         }
         let Some((chunk, done)) = &mut self.chunk else { return Ok(()) };
@@ -350,7 +355,7 @@ impl Owner {
             return Ok(());
         }
         let id = chunk.space;
-        let count = AROUND.min(chunk.piece.count - *done);
+        let count = STEP.min(chunk.piece.count - *done);
         let step = Piece { place: chunk.piece.place + *done, origin: chunk.piece.origin + *done, count };
         let skip = chunk_bytes(*done);
         let mut landed = Landed::Done;
@@ -388,7 +393,7 @@ impl Owner {
         let missing = self.spaces.iter().find_map(|(id, space)| Some((*id, space.remaining.next(0)?)));
         let Some((id, piece)) = missing else { return Ok(()) };
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
-        let piece = Piece { count: piece.count.min(CHUNK), ..piece };
+        let piece = Piece { count: piece.count.min(STEP), ..piece };
         let mut bytes = vec![0; chunk_bytes(piece.count)];
         space.read(piece.origin, &mut bytes, &mut self.scratch)?;
         let before = space.remaining.count();

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// Bytes per second that the fill always makes.
-pub(super) const FLOOR: f64 = 64.0 * 1024.0 * 1024.0;
+/// Bytes per second and CPU that the fill always makes: about an eighth of the machine's time.
+const FLOOR_PER_CPU: f64 = 128.0 * 1024.0 * 1024.0;
 /// Above this it is as good as unlimited.
 const CEILING: f64 = 16.0 * 1024.0 * 1024.0 * 1024.0;
 /// Share of the time that preparers may wait before we call it contention.
@@ -18,19 +18,33 @@ const WINDOW: Duration = Duration::from_millis(4);
 /// How far behind its schedule it may catch up.
 const CREDIT: Duration = Duration::from_millis(2);
 
+/// How far the floor's schedule may lie ahead or behind: what was done early does not excuse a long pause.
+const AHEAD: Duration = Duration::from_millis(20);
+
 /// The pace of one owner.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: f64,
+    floor: f64,
     next: Instant,
+    latest: Instant,
     window: Instant,
     waited_ns: u64,
     ran_ns: u64,
 }
 
 impl Pace {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { rate: CEILING, next: now, window: now, waited_ns: 0, ran_ns: 0 }
+    /// `cpus`: those that this owner may think of as its share.
+    pub(super) fn new(now: Instant, cpus: f64) -> Self {
+        Self {
+            rate: CEILING,
+            floor: FLOOR_PER_CPU * cpus,
+            next: now,
+            latest: now,
+            window: now,
+            waited_ns: 0,
+            ran_ns: 0,
+        }
     }
 
     /// A chunk was installed; `waited_ns` and `ran_ns` are what its preparation cost.
@@ -41,13 +55,13 @@ impl Pace {
             #[expect(clippy::cast_precision_loss, reason = "a share")]
             let share = self.waited_ns as f64 / (self.waited_ns + self.ran_ns).max(1) as f64;
             self.rate = if share > WAIT_SHARE { self.rate.min(1e9) * 0.7 } else { self.rate * 1.4 };
-            self.rate = self.rate.clamp(FLOOR, CEILING);
+            self.rate = self.rate.clamp(self.floor, CEILING);
             (self.waited_ns, self.ran_ns, self.window) = (0, 0, now);
         }
-        #[expect(clippy::cast_precision_loss, reason = "a duration")]
-        let length = Duration::from_secs_f64(bytes as f64 / self.rate);
         // Little credit for the past: a pause is not made up for by a burst, only what a sleep of a millisecond overshoots.
-        self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + length;
+        self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + Self::time(bytes, self.rate);
+        self.latest = (self.latest + Self::time(bytes, self.floor))
+            .clamp(now.checked_sub(AHEAD).unwrap_or(now), now + AHEAD);
     }
 
     /// When the next chunk may be installed.
@@ -55,11 +69,14 @@ impl Pace {
         self.next
     }
 
-    /// When a chunk must be installed, whoever waits: the floor.
-    pub(super) fn latest(&self, bytes: usize) -> Instant {
+    /// When something must be installed, whoever waits: the floor, on average.
+    pub(super) fn latest(&self) -> Instant {
+        self.latest
+    }
+
+    fn time(bytes: usize, rate: f64) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "a duration")]
-        let length = Duration::from_secs_f64(bytes as f64 / FLOOR);
-        self.next + length
+        Duration::from_secs_f64(bytes as f64 / rate)
     }
 }
 
@@ -97,7 +114,7 @@ mod tests {
     #[test]
     fn contention_slows_down_to_the_floor_and_idleness_speeds_up() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::new(start, 1.0);
         let mut now = start;
         let mut install = |pace: &mut Pace, waited: u64| {
             now = now.max(pace.next()) + WINDOW;
@@ -108,10 +125,24 @@ mod tests {
             install(&mut pace, 5000);
         }
         let slow = install(&mut pace, 5000);
-        assert!((slow - f64::from(1 << 20) / FLOOR).abs() < 1e-6, "{slow}");
+        assert!((slow - f64::from(1 << 20) / FLOOR_PER_CPU).abs() < 1e-6, "{slow}");
         for _ in 0..100 {
             install(&mut pace, 0);
         }
         assert!(install(&mut pace, 0) < 1e-4);
+    }
+
+    #[test]
+    fn small_steps_at_the_last_moment_make_the_floor() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, 2.0);
+        let (mut now, mut bytes) = (start, 0);
+        while now < start + Duration::from_secs(1) {
+            now = now.max(pace.latest());
+            pace.installed(now, 1 << 15, 1, 0);
+            bytes += 1 << 15;
+        }
+        let floor = 2.0 * FLOOR_PER_CPU;
+        assert!((f64::from(bytes) / floor - 1.0).abs() < 0.05, "{bytes}");
     }
 }

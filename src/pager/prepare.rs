@@ -14,8 +14,8 @@ use super::remaining::Piece;
 use crate::model::page::{PAGE_SIZE, PageRange};
 use crate::sys::twin::set_nice;
 
-/// Pages in a chunk: 128 KiB.
-pub(super) const CHUNK: u64 = 32;
+/// Pages in a chunk: 256 KiB. Each one wakes a thread or two.
+pub(super) const CHUNK: u64 = 64;
 /// Niceness of the preparers.
 const NICE: i32 = 10;
 

@@ -16,7 +16,10 @@ use crate::sys::uffd::{Event, Stopped, Uffd};
 
 /// Pages that are installed around a fault, aligned: 64 KiB.
 pub(super) const AROUND: u64 = 16;
-const AROUND_BYTES: usize = 16 * PAGE_SIZE;
+const AROUND_STEP: u64 = 4;
+const AROUND_STEP_BYTES: usize = 4 * PAGE_SIZE;
+/// Neighbourhoods that wait: the fill comes by anyway.
+const AROUNDS_MAX: usize = 16;
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// How an attempt ended.
@@ -124,6 +127,9 @@ impl Space {
         // A fault comes from a mapping that is registered now: if it is gone, an event says so.
         let landed = self.install(Piece { count: 1, ..piece }, &bytes, false);
         if matches!(landed, Landed::Done) {
+            if self.around.len() == AROUNDS_MAX {
+                self.around.remove(0);
+            }
             self.around.push(page);
             return self.wake(page);
         }
@@ -148,22 +154,25 @@ impl Space {
         Landed::Done
     }
 
-    /// The 64 KiB around an answered fault, as far as they are missing.
-    pub(super) fn serve_around(&mut self, page: PageIndex, scratch: &mut Scratch) -> Landed {
+    /// The next 16 KiB of the 64 KiB around the last answered fault, as far as they are missing. Small steps, because the next fault
+    /// may be there already.
+    pub(super) fn serve_around(&mut self, scratch: &mut Scratch) -> Landed {
+        let Some(page) = self.around.pop() else { return Landed::Done };
         let block = PageRange { first: PageIndex(page.0 / AROUND * AROUND), count: AROUND };
-        let mut bytes = [0; AROUND_BYTES];
-        for piece in self.remaining.within(block) {
-            let length = usize::try_from(piece.count).unwrap_or(0) * PAGE_SIZE;
-            if let Err(why) = self.read(piece.origin, &mut bytes[..length], scratch) {
-                return Landed::Broken(why);
-            }
-            // Another mapping may be near that is not registered yet: what has no place now stays missing.
-            match self.install(piece, &bytes[..length], false) {
-                Landed::Done => {}
-                landed => return landed,
-            }
+        let Some(piece) = self.remaining.within(block).into_iter().next() else { return Landed::Done };
+        let piece = Piece { count: piece.count.min(AROUND_STEP), ..piece };
+        let mut bytes = [0; AROUND_STEP_BYTES];
+        let length = usize::try_from(piece.count).unwrap_or(0) * PAGE_SIZE;
+        if let Err(why) = self.read(piece.origin, &mut bytes[..length], scratch) {
+            return Landed::Broken(why);
         }
-        Landed::Done
+        let before = self.remaining.count();
+        // Another mapping may be near that is not registered yet: what has no place now stays missing.
+        let landed = self.install(piece, &bytes[..length], false);
+        if self.remaining.count() < before {
+            self.around.push(page);
+        }
+        landed
     }
 
     /// Reads and verifies pages of the object.

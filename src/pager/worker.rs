@@ -109,7 +109,8 @@ fn conclude(setup: &Setup, end: (End, u64), progress: &Progress) -> ExitCode {
 fn start(setup: &Setup) -> Result<Worker<'_>, PagerError> {
     let progress = Arc::new(Progress::new().map_err(PagerError::io("make a bell"))?);
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let owners = cpus.clamp(1, OWNERS_MAX);
+    // Preparing a page costs as much as installing it, or more.
+    let owners = (cpus / 2).clamp(1, OWNERS_MAX);
     let (jobs, work) = sync_channel(owners * (BUFFERS + 1));
     let work = Arc::new(Mutex::new(work));
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -120,8 +121,10 @@ fn start(setup: &Setup) -> Result<Worker<'_>, PagerError> {
             .map_err(PagerError::io("start a thread"))?;
     }
     let mut handles = Vec::new();
+    #[expect(clippy::cast_precision_loss, reason = "a few CPUs")]
+    let share = cpus as f64 / owners as f64;
     for _ in 0..owners {
-        let (owner, handle) = Owner::new(jobs.clone(), Arc::clone(&progress))
+        let (owner, handle) = Owner::new(jobs.clone(), Arc::clone(&progress), share)
             .map_err(PagerError::io("make an epoll descriptor"))?;
         thread("owner").spawn(move || owner.run()).map_err(PagerError::io("start a thread"))?;
         handles.push(handle);

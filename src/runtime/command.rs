@@ -49,8 +49,11 @@ pub struct Restore<'a> {
     pub bundle: &'a Path,
     /// Images to restore.
     pub images: &'a Path,
-    /// Where CRIU writes its log.
+    /// Where CRIU writes its log, and finds the pager's socket.
     pub work: &'a Path,
+    /// Pages of private memory come from a pager that listens in `work`. Given to the runtime: its own word to CRIU counts more
+    /// than CRIU's configuration file.
+    pub lazy_pages: bool,
     /// Keep established TCP connections.
     pub tcp_established: bool,
     /// Environment for CRIU and its hooks.
@@ -161,6 +164,9 @@ impl Runc {
         command.arg("restore").arg("--detach").arg("--bundle").arg(with.bundle);
         command.arg("--image-path").arg(with.images).arg("--work-path").arg(with.work);
         command.args(["--file-locks", "--manage-cgroups-mode", "soft"]);
+        if with.lazy_pages {
+            command.arg("--lazy-pages");
+        }
         if with.tcp_established {
             command.arg("--tcp-established");
         }

@@ -29,7 +29,8 @@ pub struct AssembleStats {
     pub pages_verified: u64,
     /// Of these, all zero: holes in the files.
     pub pages_zero: u64,
-    /// Pages that are in no file and come later.
+    /// Pages that are in no file and come later. Their digests, computed when they arrived, are those of the source; they are
+    /// computed once more when a page is installed.
     pub pages_lazy: u64,
 }
 

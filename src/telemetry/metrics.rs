@@ -20,6 +20,8 @@ pub const MIGRATIONS_IN_FLIGHT: &str = "decamp_migrations_in_flight";
 pub const PAGES: &str = "decamp_pages_total";
 /// From the resume until every page of an arrived container was installed, seconds, one sample a migration.
 pub const RESIDENT_SECONDS: &str = "decamp_resident_seconds";
+/// Containers that were stopped because their pager died before all their memory was there.
+pub const PAGERS_LOST: &str = "decamp_pagers_lost_total";
 /// Things that must never happen and were caught by a check, by `kind`: each is a bug of decamp.
 pub const BUGS: &str = "decamp_bugs_total";
 
@@ -43,6 +45,11 @@ pub fn describe() {
         RESIDENT_SECONDS,
         Unit::Seconds,
         "Time from the resume until every page was installed, seconds."
+    );
+    metrics::describe_counter!(
+        PAGERS_LOST,
+        Unit::Count,
+        "Containers stopped because their pager died before all their memory was there."
     );
     metrics::describe_counter!(BUGS, Unit::Count, "Faults of decamp that its own checks caught, by kind.");
 }
@@ -97,6 +104,7 @@ mod tests {
         metrics::gauge!(MIGRATIONS_IN_FLIGHT).set(2.0);
         metrics::counter!(PAGES, "kind" => "sent").increment(1);
         metrics::histogram!(RESIDENT_SECONDS).record(0.25);
+        metrics::counter!(PAGERS_LOST).increment(1);
         metrics::counter!(BUGS, "kind" => "page-missed").increment(1);
 
         let answer = scrape(address).await;
@@ -110,9 +118,16 @@ mod tests {
         ] {
             assert!(answer.contains(line), "no {line} in\n{answer}");
         }
-        for family in
-            [MIGRATIONS, DOWNTIME_SECONDS, BYTES_SENT, MIGRATIONS_IN_FLIGHT, PAGES, RESIDENT_SECONDS, BUGS]
-        {
+        for family in [
+            MIGRATIONS,
+            DOWNTIME_SECONDS,
+            BYTES_SENT,
+            MIGRATIONS_IN_FLIGHT,
+            PAGES,
+            RESIDENT_SECONDS,
+            PAGERS_LOST,
+            BUGS,
+        ] {
             assert!(answer.contains(&format!("# HELP {family} ")), "no help for {family} in\n{answer}");
         }
     }

@@ -11,8 +11,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use metrics::{
-    BUGS, BYTES_SENT, DOWNTIME_SECONDS, MIGRATIONS, MIGRATIONS_IN_FLIGHT, PAGES, RESIDENT_SECONDS, describe,
-    serve_metrics,
+    BUGS, BYTES_SENT, DOWNTIME_SECONDS, MIGRATIONS, MIGRATIONS_IN_FLIGHT, PAGERS_LOST, PAGES,
+    RESIDENT_SECONDS, describe, serve_metrics,
 };
 
 /// How a log line looks.

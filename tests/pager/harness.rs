@@ -30,16 +30,18 @@ pub(crate) fn content_of(page: u64) -> [u8; PAGE_SIZE] {
 pub(crate) fn object(vpid: u32, base: u64, pages: u64) -> (LazyObject, MemFile) {
     let first = base / PAGE_SIZE as u64;
     let file = MemFile::create("pages").unwrap();
-    let (mut content, mut digests) = (Vec::new(), Vec::<Digest>::new());
+    let mut content = Vec::new();
+    let digest_file = File::from(OwnedFd::from(MemFile::create("digests").unwrap()));
     for start in (0..pages).step_by(64) {
         let count = (pages - start).min(60);
         let bytes: Vec<u8> = (start..start + count).flat_map(content_of).collect();
         file.write_pages(first + start, &bytes).unwrap();
+        let mut digests = Vec::<Digest>::new();
         digest_bytes(&bytes, &mut digests);
+        let flat: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
+        digest_file.write_all_at(&flat, (first + start) * 32).unwrap();
         content.push(PageRange { first: PageIndex(first + start), count });
     }
-    let digest_file = File::from(OwnedFd::from(MemFile::create("digests").unwrap()));
-    digest_file.write_all_at(&digests.iter().flat_map(|digest| digest.0).collect::<Vec<_>>(), 0).unwrap();
     let look = MemFile::from(file.as_fd().try_clone_to_owned().unwrap());
     let object = LazyObject {
         vpid,

@@ -4,3 +4,4 @@
 mod ends;
 mod fills;
 mod harness;
+mod rate;

@@ -1,11 +1,13 @@
 //! Programs that change everything at once, in full flight, for several rounds.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use decamp::memory::{MixedTracker, Tracker};
+use decamp::memory::{MixedTracker, Survey, Tracker};
+use decamp::model::page::PageIndex;
 
-use crate::oracle::Mirror;
-use crate::target::{Target, program};
+use crate::oracle::{EVERYTHING, Mirror};
+use crate::target::{Target, eventually, program};
 
 #[test]
 fn threads_that_map_move_and_write_without_a_pause() {
@@ -46,8 +48,21 @@ fn what_a_device_writes_late_is_named_again_at_the_end() {
     for _ in 0..30 {
         mirror.round(&tracker);
     }
+    let pages = |survey: &Survey| -> HashSet<PageIndex> {
+        let candidates = survey.mappings.iter().filter_map(|pages| pages.candidates.as_ref());
+        candidates.flatten().flat_map(|run| run.iter()).collect()
+    };
+    let mut reported = HashSet::new();
+    eventually("a transfer is seen", || {
+        mirror.round(&tracker);
+        reported = pages(&tracker.survey(target.process()).unwrap());
+        !reported.is_empty()
+    });
     target.stop();
     mirror.last_round(&tracker);
     mirror.must_be_right("direct reads");
     assert!(tracker.exact(target.process()));
+    // The marks of these pages were cleared by the last survey. What was reported by it is named again, written since or not.
+    let last = pages(&tracker.final_survey(target.process(), &[EVERYTHING]).unwrap());
+    assert!(reported.is_subset(&last), "{} of {}", reported.intersection(&last).count(), reported.len());
 }

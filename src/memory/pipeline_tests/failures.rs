@@ -154,6 +154,6 @@ async fn final_pages_in_an_order_that_criu_does_not_use_are_refused() {
     let mut world = fresh().await;
     world.plane.final_object(two).await.unwrap();
     let (layouts, stats) = world.plane.finish_final().await.unwrap();
-    assert_eq!(layouts.iter().map(|layout| layout.pages()).collect::<Vec<_>>(), [1, 0]);
+    assert_eq!(layouts.iter().map(|layout| layout.pages_present()).collect::<Vec<_>>(), [1, 0]);
     assert_eq!((stats.pages_dirty, stats.pages_raw + stats.pages_compressed), (1, 1));
 }

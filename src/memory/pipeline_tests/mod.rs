@@ -1,6 +1,7 @@
 //! The page plane from a real process to CRIU's image files, over in-memory pipes.
 
 mod failures;
+mod hidden;
 mod world;
 
 use std::sync::Arc;

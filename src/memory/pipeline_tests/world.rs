@@ -100,7 +100,7 @@ impl Drop for Target {
     }
 }
 
-fn read_memory(pid: i32, pages: PageRange) -> Vec<u8> {
+pub(super) fn read_memory(pid: i32, pages: PageRange) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(pages.count).unwrap() * PAGE_SIZE];
     File::open(format!("/proc/{pid}/mem")).unwrap().read_exact_at(&mut bytes, pages.first.address()).unwrap();
     bytes
@@ -185,7 +185,7 @@ impl World {
         }
         let folder = tempfile::tempdir().unwrap();
         let stats = assemble(&self.store, &layouts, folder.path(), 1, 2, &AtomicBool::new(false)).unwrap();
-        assert_eq!(stats.pages_verified, layouts.iter().map(ObjectLayout::pages).sum::<u64>());
+        assert_eq!(stats.pages_verified, layouts.iter().map(ObjectLayout::pages_present).sum::<u64>());
         (Arrived { folder, layouts, stats }, last)
     }
 

@@ -14,7 +14,8 @@
 //! ```
 //! What no page table shows, writes to shared memory through other mappings and descriptors, is not tracked: shared memory is read by
 //! object, every round and by CRIU. Writes of devices to pinned pages show when the page is pinned and not when they happen: see
-//! `writers`.
+//! `writers`. A process can notice one thing: a new mapping beside a watched one is not joined with it before the next survey, and
+//! mremap(2) of a range across both fails then, where one joined mapping would have moved.
 
 mod content_hash;
 mod mixed;
@@ -97,7 +98,8 @@ pub trait Tracker: Send + Sync + std::fmt::Debug {
     fn name(&self, process: Process) -> &'static str;
 
     /// Looks at a process: what is populated, and what may have changed since the last survey of it. Its pages are read after this
-    /// returns, so a write in between must show in the next survey.
+    /// returns, so a write in between must show in the next survey. A round that breaks off before all candidates were read ends with
+    /// [`Tracker::release`], or with [`Tracker::not_read`] for the rest. Not for frozen processes: a new one would have to run.
     ///
     /// # Errors
     /// The process is gone or cannot be looked at. It is left out of this round, and the final pass brings all of it.

@@ -113,15 +113,15 @@ impl UserfaultTracker {
 
     fn survey_slot(&self, pid: i32, slot: &mut Option<Watched>) -> Result<Survey, NotWatched> {
         for last_try in [false, true] {
-            let space = address_space(pid, self.shared_device)?;
-            if space.lines.is_empty() {
-                // Ended, and not yet waited for.
-                return Ok(Survey { task: space.task, mappings: Vec::new() });
+            if slot.is_none() {
+                let space = address_space(pid, self.shared_device)?;
+                if space.lines.is_empty() {
+                    // Ended, and not yet waited for.
+                    return Ok(Survey { task: space.task, mappings: Vec::new() });
+                }
+                *slot = Some(self.watch(pid, space.task)?);
             }
-            let watched = match slot.take() {
-                Some(watched) => slot.insert(watched),
-                None => slot.insert(self.watch(pid, space.task)?),
-            };
+            let Some(watched) = slot.as_mut() else { continue };
             // Read after the injection: a process that executed another program before it would show the wrong mappings.
             let looked = address_space(pid, self.shared_device)
                 .map_err(Lost::from)
@@ -228,6 +228,9 @@ impl Tracker for UserfaultTracker {
 impl Watched {
     /// One survey. `last_try`: a mapping that cannot be registered is left out of the watch and is no reason to begin anew.
     fn look(&mut self, space: &AddressSpace, last_try: bool) -> Result<Survey, Lost> {
+        if space.lines.is_empty() {
+            return Err(Lost::AddressSpace);
+        }
         let pagemap = Pagemap::open(space.task, Method::Scan)?;
         // Until this look is complete, nothing is known: marks are cleared on the way.
         let known = std::mem::take(&mut self.known);

@@ -17,20 +17,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::home::Home;
 use super::progress::{unix_ms, unix_us};
 use super::registry::Registry;
 use super::session::Session;
-use super::{Host, MigrationError};
+use super::{Host, MigrationError, Pagers};
 use crate::journal::{Record, Stage};
 use crate::model::{ContainerId, Epoch, MigrationId, limits};
+use crate::pager::PagerState;
 use crate::protocol::frame::{FrameError, read_message, write_message};
 use crate::quic::{Link, Stream};
 use crate::rpc::v1::{
-    Accept, HistoryEntry, Offer, Pong, Query, QueryAnswer, Refuse, Refused, StreamHello, control_frame::Body,
-    query_answer, stream_hello::Role,
+    Accept, HistoryEntry, Offer, Pong, Query, QueryAnswer, Refuse, Refused, Resident, StreamHello,
+    control_frame::Body, query_answer, stream_hello::Role,
 };
 use crate::telemetry;
 use receive::Incoming;
@@ -41,6 +43,8 @@ pub use restore::settle_committed;
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// A source that says nothing and sends nothing for this long has given up; QUIC notices a dead one much earlier.
 const IDLE: Duration = Duration::from_secs(3600);
+/// How long the conversation goes on after the resume: until all memory is here and the original is gone.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(120);
 
 /// Serves one connection from an allowed peer, from its first stream to the end.
 pub async fn serve(host: Arc<Host>, registry: Arc<Registry>, link: Link) {
@@ -205,8 +209,10 @@ impl Arrival {
         if let Err(error) = self.session.send(Body::Running(running)).await {
             tracing::warn!(migration = %self.record.migration, error = super::error::chain(&error), "the source will have to ask");
         }
+        let pager = arriving.take_pager();
+        let filling = pager.map(|pager| Pagers::follow(&self.host, &self.record.container, pager));
         arriving.settle(&self.host, &self.record).await;
-        self.wait_released().await;
+        self.wait_released(filling).await;
         Ok(())
     }
 
@@ -263,20 +269,35 @@ impl Arrival {
         }
     }
 
-    async fn wait_released(&mut self) {
-        let released = async {
-            loop {
-                match self.session.next().await {
-                    Ok(Body::Released(released)) if released.epoch == self.record.epoch.0 => return true,
+    /// Tells the source when all memory is here, and hears from it that the original is gone; in any order, and neither decides
+    /// anything.
+    async fn wait_released(&mut self, filling: Option<watch::Receiver<PagerState>>) {
+        let epoch = self.record.epoch.0;
+        let (mut filling, mut released) = (filling, false);
+        let until = Instant::now() + LAST_WORDS_WITHIN;
+        while filling.is_some() || !released {
+            tokio::select! {
+                body = self.session.next() => match body {
+                    Ok(Body::Released(word)) if word.epoch == epoch => {
+                        released = true;
+                        if let Err(error) = self.host.journal.remove(&self.record.migration).await {
+                            tracing::error!(%error, "a finished migration stays in the journal");
+                        }
+                    }
                     Ok(_) => {}
-                    Err(_) => return false,
+                    Err(_) => return,
+                },
+                resident_after_us = resident(&mut filling), if filling.is_some() => {
+                    filling = None;
+                    if let Some(resident_after_us) = resident_after_us {
+                        let word = Body::Resident(Resident { epoch, resident_after_us });
+                        if self.session.send(word).await.is_err() {
+                            return;
+                        }
+                    }
                 }
+                () = tokio::time::sleep_until(until) => return,
             }
-        };
-        if tokio::time::timeout(Duration::from_secs(60), released).await == Ok(true)
-            && let Err(error) = self.host.journal.remove(&self.record.migration).await
-        {
-            tracing::error!(%error, "a finished migration stays in the journal");
         }
     }
 
@@ -305,6 +326,16 @@ impl Arrival {
             }),
         };
         Ok(self.host.journal.add_history(&entry).await?)
+    }
+}
+
+/// Microseconds from the resume to the last page; `None` when it did not come to that.
+async fn resident(filling: &mut Option<watch::Receiver<PagerState>>) -> Option<u64> {
+    let last = filling.as_mut()?.wait_for(PagerState::is_final).await.ok()?.clone();
+    match last {
+        // At least one: 0 means that nobody knows.
+        PagerState::Resident { after_ms } => Some((after_ms * 1000).max(1)),
+        _ => None,
     }
 }
 

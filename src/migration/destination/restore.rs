@@ -2,6 +2,7 @@
 //! release. And the reverse: everything of an arrival that must not stay, removed.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,23 +10,25 @@ use std::time::{Duration, Instant};
 
 use super::super::home::{Arrived, Home};
 use super::super::host::MemoryPromise;
-use super::super::scratch::Scratch;
-use super::super::{Host, MigrationError, progress::unix_us, restore_within};
+use super::super::request::Mode;
+use super::super::scratch::{Scratch, Setup};
+use super::super::{Host, MigrationError, pagers, progress::unix_us, restore_within};
 use super::preflight::Plan;
 use super::receive::Incoming;
 use crate::criu::{TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::images::timerfd;
 use crate::journal::{Record, Stage};
-use crate::model::ContainerId;
 use crate::model::layout::ObjectLayout;
+use crate::model::{ContainerId, LAZY_PAGES};
 use crate::network::{self, Prepared};
+use crate::pager::{LazyObject, PagerError, PagerHandle};
 use crate::rpc::v1::{Offer, Ready, Running, Timing};
 use crate::runtime::{
     Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, forget_half_made, mount_overlay,
 };
 use crate::store::assemble::{AssembleStats, assemble};
-use crate::store::{PageStore, StoreError};
+use crate::store::{LazyPages, PageStore, StoreError};
 
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
 /// How long CRIU may take to destroy what it restored when it is told to stop; it takes milliseconds unless it hangs.
@@ -36,6 +39,7 @@ pub(super) struct Arriving {
     pub(super) home: Home,
     pub(super) scratch: Scratch,
     network: Option<Prepared>,
+    pager: Option<PagerHandle>,
     restoring: Option<Restoring>,
     /// Bound of the restore.
     within: Duration,
@@ -69,18 +73,37 @@ impl Drop for StopOnDrop {
     }
 }
 
+/// Writes the images, and says what is in none of them.
 async fn assemble_off_thread(
     store: Arc<PageStore>,
     layouts: Vec<ObjectLayout>,
     folder: PathBuf,
-) -> Result<AssembleStats, MigrationError> {
+) -> Result<(AssembleStats, Vec<LazyPages>), MigrationError> {
     let stop = Arc::new(AtomicBool::new(false));
     let _stop_when_left = StopOnDrop(Arc::clone(&stop));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = move || assemble(&store, &layouts, &folder, 1, threads, &stop);
-    let done: Result<AssembleStats, StoreError> =
+    let work = move || {
+        let stats = assemble(&store, &layouts, &folder, 1, threads, &stop)?;
+        Ok((stats, store.lazy(&layouts)))
+    };
+    let done: Result<_, StoreError> =
         tokio::task::spawn_blocking(work).await.map_err(|_| MigrationError::Stopping)?;
     Ok(done?)
+}
+
+/// Can pages be installed here after a container runs?
+fn lazy_here(host: &Host) -> bool {
+    host.facts.capabilities.iter().any(|word| word == LAZY_PAGES)
+}
+
+fn lazy_object(pages: LazyPages) -> std::io::Result<LazyObject> {
+    Ok(LazyObject {
+        vpid: pages.vpid,
+        mappings: pages.mappings,
+        content: pages.content,
+        file: pages.pages.as_fd().try_clone_to_owned()?,
+        digests: pages.digests.as_fd().try_clone_to_owned()?,
+    })
 }
 
 fn timing(name: &str, since: Instant) -> Timing {
@@ -108,11 +131,16 @@ pub(super) async fn prepare(
         Some(descriptor) => Some(network::prepare(descriptor, host.settings.bridge.as_deref()).await?),
         None => None,
     };
+    let pager = match lazy_here(host) && offer.mode == Mode::PreCopy.as_str() {
+        true => Some(pagers::start(host, &record.container, &scratch.work()).await?),
+        false => None,
+    };
     record.host_ends = network.as_ref().map(Prepared::host_ends).unwrap_or_default();
     let arriving = Arriving {
         home,
         scratch,
         network,
+        pager,
         restoring: None,
         within: restore_within(offer.memory_bytes),
         _memory: memory,
@@ -173,20 +201,26 @@ impl Arriving {
         layouts: Vec<ObjectLayout>,
     ) -> Result<Ready, MigrationError> {
         let began = Instant::now();
-        let assembled =
-            assemble_off_thread(Arc::clone(incoming.store()), layouts, self.scratch.images()).await?;
+        let store = Arc::clone(incoming.store());
+        let (assembled, lazy) = assemble_off_thread(store, layouts, self.scratch.images()).await?;
+        self.load_pager(lazy).await?;
         let mut timings = vec![timing("assemble", began)];
         let began = Instant::now();
         rearm_timers(&self.scratch.images())?;
         self.write_bundle(plan)?;
         let waiter = host.hooks.register();
-        let environment =
-            self.scratch.criu_environment(&host.program, plan.tcp, host.hooks.path(), waiter.token())?;
+        let environment = self.scratch.criu_environment(&Setup {
+            program: &host.program,
+            tcp: plan.tcp,
+            hook_socket: host.hooks.path(),
+            token: waiter.token(),
+        })?;
         let run = host.runc.restore(&Restore {
             id: &record.container,
             bundle: &self.home.bundle(),
             images: &self.scratch.images(),
             work: &self.scratch.work(),
+            lazy_pages: self.pager.is_some(),
             tcp_established: plan.tcp == TcpPolicy::Keep,
             environment: &environment,
         })?;
@@ -196,8 +230,44 @@ impl Arriving {
         let call =
             held.map_err(|_| MigrationError::Deadline { what: "the restore", after: self.within })??;
         restoring.hold = Some(call);
+        if let Some(pager) = &self.pager {
+            // From here on a container whose memory cannot be completed is stopped.
+            let container = Container::read(&host.runc.root, &record.container)?;
+            pager.release_to_container(container.freezer.path(), container.init_pid).await?;
+        }
         timings.push(timing("restore", began));
-        Ok(Ready { epoch: record.epoch.0, timings, pages_verified: assembled.pages_verified })
+        Ok(Ready {
+            epoch: record.epoch.0,
+            timings,
+            pages_verified: assembled.pages_verified + assembled.pages_lazy,
+        })
+    }
+
+    /// Gives the pager what is in no image; it goes when there is nothing.
+    async fn load_pager(&mut self, lazy: Vec<LazyPages>) -> Result<(), MigrationError> {
+        let Some(pager) = &self.pager else {
+            return match lazy.is_empty() {
+                true => Ok(()),
+                false => Err(MigrationError::Protocol {
+                    host: "the source".to_owned(),
+                    what: "left pages for later, which this host had not offered".to_owned(),
+                }),
+            };
+        };
+        if lazy.is_empty() {
+            pager.abort().await?;
+            self.pager = None;
+            return Ok(());
+        }
+        let objects: std::io::Result<Vec<LazyObject>> = lazy.into_iter().map(lazy_object).collect();
+        let objects =
+            objects.map_err(|source| PagerError::Io { doing: "hand the pages to the pager", source })?;
+        Ok(pager.load(objects).await?)
+    }
+
+    /// The pager of the container that runs now.
+    pub(super) fn take_pager(&mut self) -> Option<PagerHandle> {
+        self.pager.take()
     }
 
     /// Returns when CRIU dies at the hold.
@@ -333,6 +403,11 @@ pub(super) async fn clean_up(host: &Host, record: &Record, mut arriving: Arrivin
             restoring.run.kill_all(&record.container).await;
         }
     }
+    if let Some(pager) = arriving.pager.take()
+        && let Err(error) = pager.abort().await
+    {
+        tracing::debug!(container = %record.container, %error, "the pager of a failed arrival ends by itself");
+    }
     if let Some(network) = arriving.network.take()
         && let Err(error) = network.destroy().await
     {
@@ -344,6 +419,7 @@ pub(super) async fn clean_up(host: &Host, record: &Record, mut arriving: Arrivin
 
 /// Removes a container that never ran here, as far as it exists: runtime's record, network, mounts, files.
 pub(super) async fn clean_home(host: &Host, id: &ContainerId) {
+    pagers::forget(host, id).await;
     let home = super::home(host, id);
     if !home.root.exists() {
         return;

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::super::scratch::Scratch;
+use super::super::scratch::{Scratch, Setup};
 use super::super::{MigrationError, progress::unix_us, restore_within};
+use super::hiding::Hiding;
 use super::precopy::for_operator;
 use super::{Decision, Source};
-use crate::criu::{PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
+use crate::criu::{HidePlan, PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::journal::Stage;
 use crate::network;
@@ -46,6 +47,7 @@ pub(super) struct Dump {
     /// Set once CRIU holds.
     pub(super) hold: Option<HookCall>,
     pub(super) frozen_at: Option<(Instant, u64)>,
+    hiding: Hiding,
 }
 
 impl Dump {
@@ -101,8 +103,17 @@ impl Source {
         let server = PageServer::bind().await?;
         let waiter = self.host.hooks.register();
         let tcp = self.request.tcp;
-        let environment =
-            scratch.criu_environment(&self.host.program, tcp, self.host.hooks.path(), waiter.token())?;
+        let mut environment = scratch.criu_environment(&Setup {
+            program: &self.host.program,
+            tcp,
+            hook_socket: self.host.hooks.path(),
+            token: waiter.token(),
+        })?;
+        if self.hides() {
+            // Nothing yet: the plan is written at `pre-dump`, and read by the dump.
+            let hide = HidePlan::default().write(scratch.root());
+            environment.extend(hide.map_err(MigrationError::io("write a plan into", scratch.root()))?);
+        }
         let (sink, records) = mpsc::channel(PAGE_QUEUE);
         let run = self.host.runc.checkpoint(&Checkpoint {
             id: &self.request.container,
@@ -113,7 +124,16 @@ impl Source {
             environment: &environment,
         })?;
         let server = tokio::spawn(server.serve(sink));
-        Ok(Dump { run, waiter, server, records, scratch, hold: None, frozen_at: None })
+        Ok(Dump {
+            run,
+            waiter,
+            server,
+            records,
+            scratch,
+            hold: None,
+            frozen_at: None,
+            hiding: Hiding::default(),
+        })
     }
 
     /// Until CRIU stands at `post-dump` and all its pages are taken.
@@ -141,6 +161,7 @@ impl Source {
                     let call = call?;
                     match call.action {
                         Action::PreDump => {
+                            dump.hiding = self.before_freeze(dump.scratch.root()).await?;
                             dump.frozen_at = Some((Instant::now(), unix_us()));
                             call.answer(Verdict::Proceed)?;
                         }
@@ -166,8 +187,11 @@ impl Source {
         let here = self.host.id.to_string();
         let there = self.request.to.to_string();
         let guard = self.guard.clone();
+        let folder = dump.scratch.root().to_owned();
+        guard.run("reading the last pages", self.take_hidden(&mut dump.hiding, &folder)).await?;
         let (layouts, final_round) = guard.run("sending the last pages", self.plane.finish_final()).await?;
         let final_round = for_operator(0, &final_round);
+        self.count(&layouts, final_round.pages_missed);
         times.slice("last pages", &here);
         let last_round = self.file_rounds.last().map_or(1, |stats| stats.round + 1);
         self.file_round(last_round, true).await?;
@@ -183,7 +207,9 @@ impl Source {
         let ask = RestoreRequest { epoch: self.record.epoch.0, objects, image_files: sent.files };
         guard.run("asking for the restore", self.session.send(Body::Restore(ask))).await?;
         let within = restore_within(self.inspection.memory_bytes) + ANSWER_LATER;
+        let doubt = self.doubt(&dump.hiding);
         let ready = guard.within("the restore", within, self.wait_ready(dump)).await?;
+        self.settle_doubt(doubt).await?;
         restore_slices(&mut times, &ready, &there);
         self.pages_verified = ready.pages_verified;
         if ready.epoch != self.record.epoch.0 {

@@ -20,10 +20,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::super::MigrationError;
 use super::super::request::Mode;
 use super::Source;
-use crate::criu::{HidePlan, Hidden, stack_pointer_pages};
-use crate::memory::{Process, SpotCheck, Tracker, processes};
-use crate::model::page::PageRange;
+use crate::criu::{Hidden, HidePlan, stack_pointer_pages};
+use crate::memory::{Process, SpotCheck, Survey, processes};
+use crate::model::layout::ObjectLayout;
+use crate::model::page::{PageIndex, PageRange};
+use crate::rpc::v1::event::Body as EventBody;
 use crate::telemetry;
+
+/// Clean pages read again while the destination restores: 16 MiB, a few milliseconds.
+const SAMPLE_PAGES_MAX: usize = 4096;
 
 /// What the plan was, and what came of it.
 #[derive(Default)]
@@ -46,25 +51,32 @@ impl Source {
         if !self.hides() {
             return Ok(Hiding::default());
         }
+        let failed = || MigrationError::io("write what CRIU is not to read into", folder);
+        // The copy of smaps takes long where there is much memory, so it comes before the last round and not behind it.
+        let pids: Vec<i32> = self.processes()?.into_iter().map(|process| process.pid).collect();
+        let look = tokio::task::spawn_blocking(move || HidePlan::look(&pids));
+        let mut plan = look.await.map_err(|_| MigrationError::Stopping)?.map_err(failed())?;
         let number = self.rounds.last().map_or(1, |round| round.round + 1);
         let last = self.memory_round(number).await?;
+        self.progress.emit(EventBody::MemoryRound(last));
         self.rounds.push(last);
-        let found = processes(self.inspection.container.init_pid)?;
+        let found = self.processes()?;
         let tracker = Arc::clone(&self.tracker);
         let into = folder.to_owned();
-        let look = move || -> std::io::Result<Hiding> {
-            let exact: BTreeMap<i32, Process> =
-                found.iter().filter(|p| tracker.exact(**p)).map(|p| (p.pid, *p)).collect();
-            // The copy of smaps helps for every process; only exact ones have something hidden.
+        let finish = move || -> std::io::Result<Hiding> {
             let pids: Vec<i32> = found.iter().map(|process| process.pid).collect();
-            let mut plan = HidePlan::look(&pids)?;
-            plan.restrict(|pid, _| exact.contains_key(&pid));
+            plan.refresh(&pids)?;
+            let processes: BTreeMap<i32, Process> = found.into_iter().map(|it| (it.pid, it)).collect();
+            // The copy of smaps serves every process; only those whose changes are known exactly have something hidden.
+            plan.restrict(|pid, _| processes.get(&pid).is_some_and(|process| tracker.exact(*process)));
             plan.write(&into)?;
-            let processes = found.into_iter().map(|process| (process.pid, process)).collect();
             Ok(Hiding { plan: Arc::new(plan), processes, hidden: BTreeMap::new() })
         };
-        let looked = tokio::task::spawn_blocking(look).await.map_err(|_| MigrationError::Stopping)?;
-        looked.map_err(MigrationError::io("write what CRIU is not to read into", folder))
+        tokio::task::spawn_blocking(finish).await.map_err(|_| MigrationError::Stopping)?.map_err(failed())
+    }
+
+    fn processes(&self) -> Result<Vec<Process>, MigrationError> {
+        Ok(processes(self.inspection.container.init_pid)?)
     }
 
     /// At the hold: the pages that CRIU did not see, as they are now.
@@ -73,23 +85,39 @@ impl Source {
         hiding: &mut Hiding,
         folder: &Path,
     ) -> Result<(), MigrationError> {
-        hiding.hidden = Hidden::read(folder)
-            .map_err(MigrationError::io("read what was hidden from CRIU in", folder))?;
-        for (pid, ranges) in &hiding.hidden {
-            let process = *hiding.processes.get(pid).ok_or_else(|| unknown_process(folder, *pid))?;
-            let tracker = Arc::clone(&self.tracker);
-            let ranges = ranges.clone();
-            let look = move || {
-                let survey = tracker.final_survey(process, &ranges)?;
-                let eager = stack_pointer_pages(process.pid);
-                Ok::<_, crate::memory::MemoryError>((ranges, survey, eager))
-            };
-            let looked = tokio::task::spawn_blocking(look).await.map_err(|_| MigrationError::Stopping)?;
-            let (ranges, survey, eager) = looked?;
-            let eager = eager.map_err(MigrationError::io("read the stack pointers in", folder))?;
-            self.plane.final_hidden(process, &ranges, survey, &eager).await?;
+        hiding.hidden =
+            Hidden::read(folder).map_err(MigrationError::io("read what was hidden from CRIU in", folder))?;
+        let frozen = self.processes()?;
+        if let Some(pid) = hiding.hidden.keys().find(|pid| !frozen.iter().any(|it| it.pid == **pid)) {
+            return Err(unknown_process(folder, *pid));
+        }
+        for process in frozen {
+            hiding.processes.insert(process.pid, process);
+            let ranges = hiding.hidden.get(&process.pid).cloned().unwrap_or_default();
+            let (survey, eager) = self.look_at_hidden(process, ranges.clone()).await?;
+            self.plane.complete_process(process, &ranges, survey, &eager, &self.tracker).await?;
         }
         Ok(())
+    }
+
+    async fn look_at_hidden(
+        &self,
+        process: Process,
+        hidden: Vec<PageRange>,
+    ) -> Result<(Survey, Vec<PageIndex>), MigrationError> {
+        if hidden.is_empty() {
+            return Ok((Survey { task: process.pid, mappings: Vec::new() }, Vec::new()));
+        }
+        let tracker = Arc::clone(&self.tracker);
+        let look = move || -> Result<_, MigrationError> {
+            let survey = tracker.final_survey(process, &hidden)?;
+            let folder = format!("/proc/{}", process.pid);
+            let eager = stack_pointer_pages(process.pid);
+            let eager =
+                eager.map_err(MigrationError::io("read the stack pointers in", Path::new(&folder)))?;
+            Ok((survey, eager))
+        };
+        tokio::task::spawn_blocking(look).await.map_err(|_| MigrationError::Stopping)?
     }
 
     /// Runs beside the restore at the destination, and costs no downtime: what was believed about the hidden mappings is looked at
@@ -118,8 +146,32 @@ impl Source {
     }
 }
 
-/// Clean pages read again while the destination restores: 16 MiB, a few milliseconds.
-const SAMPLE_PAGES_MAX: usize = 4096;
+impl Source {
+    /// What the operator is told of the frozen container's pages.
+    pub(super) fn count(&mut self, layouts: &[ObjectLayout], missed: u64) {
+        self.counts.lazy = layouts.iter().map(ObjectLayout::pages_lazy).sum();
+        self.counts.total = layouts.iter().map(ObjectLayout::pages_present).sum::<u64>() + self.counts.lazy;
+        self.counts.missed = missed;
+        if missed > 0 {
+            metrics::counter!(telemetry::BUGS, "kind" => "page-missed").increment(missed);
+            self.progress.note(format!(
+                "{missed} pages had been missed by all rounds and were sent in the freeze: a bug of decamp, please report it"
+            ));
+        }
+    }
+
+    /// Ends a doubt, which may end the migration.
+    pub(super) async fn settle_doubt(&mut self, doubt: Doubt) -> Result<(), MigrationError> {
+        let settled = doubt.settle().await.inspect_err(|_| {
+            metrics::counter!(telemetry::BUGS, "kind" => "page-stale").increment(1);
+        })?;
+        self.counts.spot_checked = settled.pages;
+        if !settled.whole {
+            tracing::debug!(container = %self.request.container, "the destination was faster than the second look at the mappings");
+        }
+        Ok(())
+    }
+}
 
 /// A check that runs while the destination restores.
 pub(super) struct Doubt {
@@ -151,16 +203,18 @@ pub(super) struct Settled {
 }
 
 fn flags_are_the_same(plan: &HidePlan, process: Process) -> Result<(), MigrationError> {
-    let folder = format!("/proc/{}", process.pid);
-    let changed = plan.changed_flags(process.pid);
+    let pid = process.pid;
+    let folder = format!("/proc/{pid}");
+    let changed = plan.changed_flags(pid);
     let changed = changed.map_err(MigrationError::io("read the mappings in", Path::new(&folder)))?;
-    if changed.is_empty() {
-        return Ok(());
+    match changed.len() {
+        0 => Ok(()),
+        mappings => Err(MigrationError::MappingsChanged { pid, mappings }),
     }
-    Err(MigrationError::Memory(crate::memory::MemoryError::FlagsChanged { pid: process.pid, mappings: changed.len() }))
 }
 
 fn unknown_process(folder: &Path, pid: i32) -> MigrationError {
-    let source = std::io::Error::other(format!("pages of process {pid} were hidden, which was not asked for"));
+    let source =
+        std::io::Error::other(format!("pages of process {pid} were hidden, which was not asked for"));
     MigrationError::io("understand what was hidden from CRIU in", folder)(source)
 }

@@ -11,6 +11,7 @@
 
 mod cutover;
 mod decision;
+mod hiding;
 mod images;
 mod inspect;
 mod layouts;
@@ -32,7 +33,7 @@ use super::request::{Mode, Request};
 use super::session::Session;
 use super::{Host, MigrationError, Progress};
 use crate::journal::{Record, Stage};
-use crate::memory::{ContentHashTracker, PagePlane, Tracker};
+use crate::memory::{MixedTracker, PagePlane, Tracker};
 use crate::model::Epoch;
 use crate::protocol::pace::Pacer;
 use crate::quic::Link;
@@ -49,6 +50,15 @@ pub enum Outcome {
     Failed(Box<Failure>),
 }
 
+/// Pages of the frozen container, for the summary.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    total: u64,
+    lazy: u64,
+    missed: u64,
+    spot_checked: u64,
+}
+
 /// Everything that one migration holds at the source after the offer was accepted.
 struct Source {
     host: Arc<Host>,
@@ -62,6 +72,9 @@ struct Source {
     plane: PagePlane,
     tracker: Arc<dyn Tracker>,
     pages_verified: u64,
+    /// The destination can install pages after the container runs.
+    lazy_there: bool,
+    counts: Counts,
     pacer: Arc<Pacer>,
     offset: Offset,
     started: Instant,
@@ -108,6 +121,11 @@ async fn run(
         move |error| (error, phase)
     };
     progress.enter(Phase::Preflight);
+    if matches!(host.pagers.state(&request.container), Some(state) if !state.is_final()) {
+        progress.note("waiting until all memory of it is here: it has only just arrived");
+    }
+    let resident = host.pagers.resident(&request.container);
+    guard.run("waiting for its memory", resident).await.map_err(|e| at(progress)(e))?;
     let inspection =
         guard.run("the preflight", inspect::inspect(host, &request)).await.map_err(|e| at(progress)(e))?;
     progress.enter(Phase::Negotiating);
@@ -145,9 +163,9 @@ async fn agreed(
     inspection: Inspection,
 ) -> Result<Summary, (MigrationError, Phase)> {
     let negotiated = negotiate::negotiate(host, &request, &guard, &record, &inspection).await;
-    let negotiate::Agreed { link, session, plane, pacer, offset } =
+    let negotiate::Agreed { link, session, plane, pacer, offset, lazy_there } =
         negotiated.map_err(|error| (error, Phase::Negotiating))?;
-    let tracker = match ContentHashTracker::probe() {
+    let tracker = match MixedTracker::probe(&host.program) {
         Ok(tracker) => Arc::new(tracker),
         Err(error) => return Err((error.into(), Phase::Negotiating)),
     };
@@ -163,6 +181,8 @@ async fn agreed(
         plane,
         tracker,
         pages_verified: 0,
+        lazy_there,
+        counts: Counts::default(),
         pacer,
         offset,
         started: Instant::now(),

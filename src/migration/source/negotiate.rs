@@ -12,7 +12,7 @@ use super::super::{Host, MigrationError};
 use super::inspect::Inspection;
 use crate::journal::Record;
 use crate::memory::{PagePlane, PlaneOptions};
-use crate::model::{MigrationId, limits};
+use crate::model::{LAZY_PAGES, MigrationId, limits};
 use crate::protocol::frame::write_message;
 use crate::protocol::pace::Pacer;
 use crate::quic::{Link, Stream};
@@ -29,6 +29,7 @@ pub(super) struct Agreed {
     pub(super) plane: PagePlane,
     pub(super) pacer: Arc<Pacer>,
     pub(super) offset: Offset,
+    pub(super) lazy_there: bool,
 }
 
 /// Opens a stream and says what it is for.
@@ -73,7 +74,9 @@ pub(super) async fn negotiate(
         streams.push(guard.run("opening a page stream", open(&link, Role::Pages, &record.migration)).await?);
     }
     let plane = PagePlane::new(streams, Arc::clone(&pacer), options);
-    Ok(Agreed { link, session, plane, pacer, offset })
+    let lazy_there =
+        accept.host.is_some_and(|facts| facts.capabilities.iter().any(|word| word == LAZY_PAGES));
+    Ok(Agreed { link, session, plane, pacer, offset, lazy_there })
 }
 
 fn offer(host: &Host, request: &Request, record: &Record, inspection: &Inspection) -> Offer {

@@ -6,7 +6,9 @@ use super::Source;
 use super::negotiate::open;
 use std::sync::Arc;
 
-use crate::memory::{Progress as PagesSoFar, RoundStats as PageStats, processes};
+use crate::memory::{Progress as PagesSoFar, RoundStats as PageStats, large_private, processes};
+use crate::model::ObjectId;
+use crate::preload::plan::HIDDEN_BYTES_MIN;
 use crate::rpc::v1::{
     FileProgress, FileStats, MemoryProgress, RoundStats, event::Body as EventBody, stream_hello::Role,
 };
@@ -45,7 +47,7 @@ impl Source {
         let mut previous: Option<Round> = None;
         for number in 1.. {
             let mut stats = self.memory_round(number).await?;
-            let round = observed(&stats, &self.rounds);
+            let round = self.observed(&stats);
             let expected = expected_downtime(&round);
             stats.expected_downtime_ms = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
             self.progress.emit(EventBody::MemoryRound(stats));
@@ -62,7 +64,7 @@ impl Source {
         Ok(())
     }
 
-    async fn memory_round(&mut self, number: u32) -> Result<RoundStats, MigrationError> {
+    pub(super) async fn memory_round(&mut self, number: u32) -> Result<RoundStats, MigrationError> {
         let progress = self.progress.clone();
         let started = std::time::Instant::now();
         let told = move |PagesSoFar { pages_done, pages_total, bytes_sent }| {
@@ -98,6 +100,28 @@ pub(super) fn for_operator(round: u32, stats: &PageStats) -> RoundStats {
         duration_us: u64::try_from(stats.duration.as_micros()).unwrap_or(u64::MAX),
         dirty_pages_per_s: stats.dirty_pages_per_s,
         expected_downtime_ms: 0,
+        pages_missed: stats.pages_missed,
+    }
+}
+
+impl Source {
+    /// Pages that CRIU itself has to dump and restore in the freeze.
+    fn pages_eager(&self) -> u64 {
+        let ledger = self.plane.ledger();
+        if !self.hides() {
+            return ledger.pages();
+        }
+        let found = processes(self.inspection.container.init_pid).unwrap_or_default();
+        let hidden = found.into_iter().filter(|process| self.tracker.exact(*process)).map(|process| {
+            let large = large_private(process, HIDDEN_BYTES_MIN).unwrap_or_default();
+            let held = ledger.held(ObjectId::Task(process.vpid), &large);
+            held.iter().map(|range| range.count).sum::<u64>()
+        });
+        ledger.pages().saturating_sub(hidden.sum())
+    }
+
+    fn observed(&self, stats: &RoundStats) -> Round {
+        Round { pages_eager: self.pages_eager(), ..observed(stats, &self.rounds) }
     }
 }
 
@@ -110,7 +134,7 @@ fn observed(stats: &RoundStats, before: &[RoundStats]) -> Round {
     };
     Round {
         number: stats.round,
-        pages_total: stats.pages_scanned,
+        pages_eager: 0,
         // Zero pages are told in runs and cost next to nothing.
         pages_dirty: stats.pages_dirty - stats.pages_zero.min(stats.pages_dirty),
         bytes_per_s: before.iter().chain([stats]).map(speed).max().unwrap_or(0),

@@ -1,7 +1,6 @@
 //! The container runs at the destination: the original dies, and what belonged to it here goes. All of it is outside the
 //! downtime. Also used at the agent's start for migrations that were in doubt when it stopped.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -13,12 +12,15 @@ use super::cutover::{Dump, Times};
 use crate::hook::Verdict;
 use crate::journal::Record;
 
-use crate::memory::{MemoryError, processes, retain_departed};
+use crate::memory::{ContentHashTracker, MemoryError, TrackedProcess, processes, retain_departed};
+use crate::model::PAGE_SIZE;
 use crate::network;
 use crate::rpc::v1::{Phase, Released, RoundStats, Running, Summary, control_frame::Body};
 use crate::runtime::{Bundle, Container, Freezer, FreezerState};
 
 const KILL_WITHIN: Duration = Duration::from_secs(30);
+/// How long the operator waits for the word that all memory is there.
+const RESIDENT_WITHIN: Duration = Duration::from_secs(60);
 
 impl Source {
     pub(super) async fn release(
@@ -58,11 +60,36 @@ impl Source {
         if !matches!(tokio::time::timeout(Duration::from_secs(5), released).await, Ok(Ok(()))) {
             tracing::debug!("the destination keeps its record of this migration until it expires");
         }
-        let drained = tokio::time::timeout(Duration::from_secs(5), self.session.drained()).await;
-        if drained.is_err() {
+        let total = self.started.elapsed();
+        let resident_after_us = self.wait_resident().await;
+        let mut summary = self.summary(times, final_round, running);
+        summary.total_us = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
+        summary.resident_after_us = resident_after_us;
+        let bytes = self.counts.lazy.saturating_mul(PAGE_SIZE as u64);
+        summary.fill_bytes_per_s =
+            bytes.saturating_mul(1_000_000).checked_div(resident_after_us).unwrap_or(0);
+        Ok(summary)
+    }
+
+    /// Until the destination says that all memory is there, or has nothing more to say. Nothing depends on it: 0 when not known.
+    async fn wait_resident(&mut self) -> u64 {
+        let (mut resident_after_us, epoch) = (0, self.record.epoch.0);
+        let listening = async {
+            loop {
+                match self.session.next().await {
+                    Ok(Body::Resident(word)) if word.epoch == epoch => {
+                        resident_after_us = word.resident_after_us
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        let within = if self.counts.lazy > 0 { RESIDENT_WITHIN } else { Duration::from_secs(5) };
+        if tokio::time::timeout(within, listening).await.is_err() {
             tracing::debug!("the destination did not close the conversation");
         }
-        Ok(self.summary(times, final_round, running))
+        resident_after_us
     }
 
     /// SIGKILL first, then the hook's yes, then the thaw: from the first on no user code of the original can run again, even if
@@ -87,13 +114,12 @@ impl Source {
     /// Pages of the frozen original, kept in memory: a return sends only what changed.
     async fn retain_pages(&self) -> Result<(), MigrationError> {
         let processes = processes(self.inspection.container.init_pid)?;
-        let tracker = Arc::clone(&self.tracker);
+        // All pages, whatever changed: not the tracker's question.
+        let tracker = ContentHashTracker::probe()?;
         let mut generation = self.host.retained.begin_generation(&self.request.container);
         let keep = move || {
             let never = AtomicBool::new(false);
-            retain_departed(&processes, tracker.as_ref(), &never, |digest, page| {
-                generation.add(digest, page)
-            })?;
+            retain_departed(&processes, &tracker, &never, |digest, page| generation.add(digest, page))?;
             generation.finish();
             Ok::<(), MemoryError>(())
         };
@@ -102,7 +128,6 @@ impl Source {
     }
 
     fn summary(&self, times: Times, final_round: RoundStats, running: &Running) -> Summary {
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let resumed_us = match running.resumed_us {
             0 => unix_us().saturating_add_signed(self.offset.offset_us),
             known => known,
@@ -121,7 +146,6 @@ impl Source {
             mode: self.request.mode.as_str().to_owned(),
             downtime_us: self.offset.between(times.frozen_us, resumed_us),
             downtime_parts: times.parts,
-            total_us: micros(self.started.elapsed()),
             rounds,
             file_rounds: self.file_rounds.clone(),
             bytes_sent: memory_bytes_sent + file_bytes_sent + self.image_bytes,
@@ -130,13 +154,31 @@ impl Source {
             image_bytes_sent: self.image_bytes,
             clock_offset_us: self.offset.offset_us,
             clock_error_us: self.offset.error_us,
-            tracker: "content-hash".to_owned(),
-            pages_total: final_round.pages_scanned,
+            tracker: trackers(&self.tracker.report()),
+            pages_total: self.counts.total,
             pages_verified: self.pages_verified,
             notes,
+            pages_lazy: self.counts.lazy,
+            pages_missed: self.counts.missed,
+            pages_spot_checked: self.counts.spot_checked,
             ..Summary::default()
         }
     }
+}
+
+/// "userfaultfd (3 processes), content hash (1: it is traced)".
+fn trackers(report: &[TrackedProcess]) -> String {
+    let mut by_name = std::collections::BTreeMap::<&str, (usize, Option<&str>)>::new();
+    for process in report {
+        let entry = by_name.entry(process.technique.name()).or_default();
+        entry.0 += 1;
+        entry.1 = entry.1.or(process.reason.as_deref());
+    }
+    let told = by_name.iter().map(|(name, (count, reason))| match reason {
+        Some(reason) => format!("{name} ({count}: {reason})"),
+        None => format!("{name} ({count})"),
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// Removes what belonged to a container that left: the runtime's record of it, its network, its files when they are ours.

@@ -138,7 +138,15 @@ enum Answer {
 /// # Errors
 /// [`Trouble`]: it did not happen, and the process runs on. Also when a copy of the descriptor could not be closed again.
 pub fn take_userfaultfd(program: &Path, pid: i32) -> Result<Injected, Trouble> {
-    let (answer, descriptor) = order(program, Order::Take { pid })?;
+    let before = userfaultfds(pid);
+    let taken = order(program, Order::Take { pid });
+    if taken.as_ref().is_err_and(|trouble| trouble.refusal == Refusal::Failed) {
+        // It may have been killed between the two calls. CRIU does not dump a process with a userfaultfd.
+        for number in userfaultfds(pid).into_iter().filter(|number| !before.contains(number)) {
+            order(program, Order::Close { pid, number })?;
+        }
+    }
+    let (answer, descriptor) = taken?;
     let (Answer::Taken { tid, number, closed, stopped_us }, Some(descriptor)) = (answer, descriptor) else {
         return Err(Trouble::new(Refusal::Failed, "the injector answered something else"));
     };
@@ -165,6 +173,14 @@ fn close_copy(program: &Path, pid: i32, number: i32, ours: &OwnedFd) -> Result<(
         return Err(Trouble { refusal: Refusal::Failed, what });
     }
     Ok(())
+}
+
+/// The numbers of all userfaultfds of a process.
+fn userfaultfds(pid: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let is_one = |path: &Path| fs::read_link(path).is_ok_and(|name| name == Path::new(DESCRIPTOR_NAME));
+    let found = entries.flatten().filter(|entry| is_one(&entry.path()));
+    found.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// All processes below one; a process has few that were forked within microseconds.

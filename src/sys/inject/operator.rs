@@ -73,7 +73,15 @@ fn carry_out(order: Order) -> (Answer, Option<OwnedFd>) {
 fn unfit(pid: i32) -> Option<Trouble> {
     let mut buffer = [0; 4096];
     let tracer = task::status_field(pid, "TracerPid", &mut buffer)?;
-    (tracer != "0").then(|| Trouble::new(Refusal::Traced, "another program traces it"))
+    if tracer != "0" {
+        return Some(Trouble::new(Refusal::Traced, "another program traces it"));
+    }
+    // It stops when asked, and does not run when let go. Nothing else sleeps there (kernel/signal.c, kernel/cgroup/freezer.c); the
+    // compiler decides which of the two names is seen.
+    let sleeps = task::status_field(pid, "State", &mut buffer).is_some_and(|state| state.starts_with('S'));
+    let place = fs::read(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    let frozen = sleeps && [&b"do_freezer_trap"[..], b"get_signal"].contains(&&place[..]);
+    frozen.then(|| Trouble::new(Refusal::Failed, "its cgroup is frozen"))
 }
 
 fn reply(answer: &Answer, descriptor: Option<&OwnedFd>) -> std::io::Result<()> {
