@@ -19,6 +19,8 @@ const FILES: &[(&str, &str)] = &[
     ("zero.py", include_str!("../../tests/e2e/workloads/zero.py")),
     ("dirty.py", include_str!("../../tests/e2e/workloads/dirty.py")),
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
+    ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
+    ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
 ];
 
 /// Writes the programs into a folder, which is made.
