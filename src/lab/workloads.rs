@@ -19,6 +19,10 @@ const FILES: &[(&str, &str)] = &[
     ("zero.py", include_str!("../../tests/e2e/workloads/zero.py")),
     ("dirty.py", include_str!("../../tests/e2e/workloads/dirty.py")),
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
+    ("mapfuzz.py", include_str!("../../tests/e2e/workloads/mapfuzz.py")),
+    ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
+    ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
+    ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
 ];
 
 /// Writes the programs into a folder, which is made.
