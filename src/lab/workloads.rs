@@ -21,6 +21,10 @@ const FILES: &[(&str, &str)] = &[
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
     ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
     ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
+    ("mapfuzz.py", include_str!("../../tests/e2e/workloads/mapfuzz.py")),
+    ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
+    ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
+    ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
 ];
 
 /// Writes the programs into a folder, which is made.

@@ -188,8 +188,10 @@ impl Arriving {
         let began = Instant::now();
         let store = Arc::clone(incoming.store());
         let (assembled, lazy) = assemble_off_thread(store, layouts, self.scratch.images()).await?;
-        self.load_pager(lazy).await?;
         let mut timings = vec![timing("assemble", began)];
+        let began = Instant::now();
+        self.load_pager(lazy).await?;
+        timings.push(timing("pager", began));
         let began = Instant::now();
         rearm_timers(&self.scratch.images())?;
         self.let_restore(host, record, plan).await?;
