@@ -21,6 +21,9 @@ const FILES: &[(&str, &str)] = &[
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
     ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
     ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
+    ("kinds.py", include_str!("../../tests/e2e/workloads/kinds.py")),
+    ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
+    ("odirect.py", include_str!("../../tests/e2e/workloads/odirect.py")),
 ];
 
 /// Writes the programs into a folder, which is made.
