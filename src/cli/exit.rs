@@ -22,7 +22,7 @@ pub enum Exit {
     InDoubt = 5,
     /// No agent, or the connection to it ended before the outcome was known here.
     Unreachable = 6,
-    /// A check of the demo failed.
+    /// A check of the demo or of a benchmark failed.
     CheckFailed = 7,
 }
 
@@ -36,7 +36,7 @@ Exit codes:
   4  cancelled; the container runs at the source
   5  in doubt: which host won is not known yet; the container is never run twice
   6  the agent cannot be reached, or was left or lost before the outcome
-  7  a check of the demo failed";
+  7  a check of the demo or of a benchmark failed";
 
 impl Exit {
     /// The code for a migration that ended with this failure.

@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod args;
+mod bench;
 mod commands;
 mod complaint;
 mod connect;
@@ -62,6 +63,7 @@ fn dispatch(command: &Command, terminal: Terminal) -> Result<ExitCode, Complaint
         Command::Pki(args) => pki::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Demo(args) => demo::run(args, terminal),
+        Command::Bench(args) => bench::run(args, terminal),
     }
 }
 

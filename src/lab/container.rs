@@ -268,6 +268,17 @@ impl Host {
         })
     }
 
+    /// Makes bundle, root file system and network of a container, and starts nothing: for a restore by hand.
+    ///
+    /// # Errors
+    /// What the host said. What was made until then is removed.
+    pub fn prepare_container(&self, spec: &ContainerSpec) -> Result<(), LabError> {
+        prepare(self, spec).inspect_err(|_| {
+            // As above.
+            let _ = delete(self, &spec.id);
+        })
+    }
+
     /// Removes a container, with its folder and network. It need not be there.
     ///
     /// # Errors
@@ -309,7 +320,7 @@ fn remove_network(host: &Host, id: &ContainerId) -> Result<(), LabError> {
     Ok(())
 }
 
-fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
+fn prepare(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
     if let Some(address) = spec.address {
         let usable =
             address.octets()[..3] == [10, 77, 0] && address.octets()[3] > 40 && address.octets()[3] < 255;
@@ -334,7 +345,12 @@ fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
     let config = serde_json::to_vec_pretty(&spec.config_json())
         .map_err(|source| LabError::State { path: "config.json".into(), source })?;
     host.write_file(&format!("{bundle}/config.json"), &config, 0o644)?;
-    make_network(host, spec)?;
+    make_network(host, spec)
+}
+
+fn run(host: &Host, spec: &ContainerSpec) -> Result<(), LabError> {
+    prepare(host, spec)?;
+    let bundle = spec.bundle();
     // runc's own complaints go to its log: its standard error would become the container's.
     let script = "runc --log \"$1/runc.log\" run --detach --bundle \"$1\" \"$2\" </dev/null >/dev/null 2>&1 \
                   || { cat \"$1/runc.log\" >&2; exit 1; }";

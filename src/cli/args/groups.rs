@@ -7,7 +7,7 @@ pub(super) const GROUPS: &[(&str, &[&str])] = &[
     ("Look", &["ls", "info", "history"]),
     ("Move", &["migrate", "drain", "watch", "cancel"]),
     ("Set up", &["agent", "pki", "completions"]),
-    ("Try it", &["lab", "demo"]),
+    ("Try it", &["lab", "demo", "bench"]),
 ];
 
 /// The help template of the top level: clap's own, with our list in place of clap's.

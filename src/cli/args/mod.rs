@@ -2,6 +2,7 @@
 //! parsing (a file, an agent) does it later.
 
 mod agent;
+mod bench;
 mod groups;
 mod migrate;
 mod rooms;
@@ -10,6 +11,7 @@ mod values;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use agent::AgentOptions;
+pub use bench::{BenchArgs, BenchCommand, DowntimeArgs};
 pub use migrate::{DrainArgs, IfNotConverging, MigrateArgs, Mode, MoveOptions, OnOff, Tcp};
 pub use rooms::{AgentArgs, DemoArgs, PkiArgs, PkiCommand};
 pub use values::{AgentAddress, Destination, MountRule, MountWay, Which};
@@ -85,6 +87,7 @@ pub enum Command {
     Pki(PkiArgs),
     Lab(LabArgs),
     Demo(DemoArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
     Hook(HookArgs),
 }

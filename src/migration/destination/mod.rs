@@ -273,7 +273,7 @@ impl Arrival {
     /// anything.
     async fn wait_released(&mut self, filling: Option<watch::Receiver<PagerState>>) {
         let epoch = self.record.epoch.0;
-        let (mut filling, mut released) = (filling, false);
+        let (mut filling, mut released, mut told) = (filling, false, false);
         let until = Instant::now() + LAST_WORDS_WITHIN;
         while filling.is_some() || !released {
             tokio::select! {
@@ -294,10 +294,15 @@ impl Arrival {
                         if self.session.send(word).await.is_err() {
                             return;
                         }
+                        told = true;
                     }
                 }
                 () = tokio::time::sleep_until(until) => return,
             }
+        }
+        if told {
+            // The word must be out before the connection goes: the source closes it when it has it.
+            let _closed_or_late = tokio::time::timeout(Duration::from_secs(5), self.session.drained()).await;
         }
     }
 

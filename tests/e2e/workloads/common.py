@@ -103,6 +103,9 @@ class Ticker:
 
     def tick(self):
         time.sleep(0.001)
+        self.note()
+
+    def note(self):
         mono, real = time.monotonic_ns(), time.time_ns()
         gap = mono - self.mono
         # A restored process may keep its old monotonic clock (time namespaces), so real time is looked at too.
