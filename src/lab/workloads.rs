@@ -26,8 +26,6 @@ const FILES: &[(&str, &str)] = &[
     ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
     ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
     ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
-    ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
-    ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
 ];
 
 /// Writes the programs into a folder, which is made.
