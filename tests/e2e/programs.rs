@@ -78,24 +78,33 @@ impl<'a> Program<'a> {
                     return found.clone();
                 }
             }
-            let failure = self.read("failure.json");
+            let failure = self.complaint();
             assert!(failure.is_none(), "{} on {}: {failure:#?}", self.id, self.host);
             assert!(Instant::now() < until, "{} on {}: no {file} in time, but {found:#?}", self.id, self.host);
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits until it has found what was spoilt, and says what that was.
+    /// Makes it change a page behind its own back, and waits until it has found that; returns what it says.
     #[track_caller]
-    pub(crate) fn wait_until_it_complains(&self, volume: &Path) -> Value {
+    pub(crate) fn spoil(&self) -> Value {
+        self.shell("touch /vol/spoil");
         let until = Instant::now() + REPORT_WITHIN;
         loop {
-            if let Ok(text) = std::fs::read(volume.join("failure.json")) {
-                return serde_json::from_slice(&text).unwrap();
+            if let Some(complaint) = self.complaint() {
+                return complaint;
             }
             assert!(Instant::now() < until, "a spoilt page was not noticed");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// What it said before it ended, if it did: its container is gone then, the files are not.
+    fn complaint(&self) -> Option<Value> {
+        let host = self.cluster.host(self.host).unwrap();
+        let folders = ["/var/lib/decamp/containers/ID/volumes/0", "/var/lib/decamp-lab-containers/ID/volumes/vol"];
+        let paths = folders.map(|folder| host.outer_path(&folder.replace("ID", &self.id)).join("failure.json"));
+        paths.iter().find_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
     }
 
     /// Moves it to the other host; returns the summary.
@@ -105,7 +114,8 @@ impl<'a> Program<'a> {
         let ended = Moving::start(self.cluster, self.host, &self.id, to, more).end();
         if ended.code != 0 {
             let (source, destination) = (self.cluster.agent_log(self.host), self.cluster.agent_log(to));
-            panic!("{} to {to}: {}\n{}\n--- {}\n{source}\n--- {to}\n{destination}", self.id, ended.code, ended.text, self.host);
+            let complaint = self.complaint();
+            panic!("{} to {to}: {}; it says {complaint:#?}\n{}\n--- {}\n{source}\n--- {to}\n{destination}", self.id, ended.code, ended.text, self.host);
         }
         self.host = to;
         ended.event("completed")
