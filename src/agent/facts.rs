@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::criu;
 use crate::memory::MixedTracker;
-use crate::migration::chain;
+use crate::migration::{NETWORK_LOCK_NFTABLES, chain};
 use crate::model::{LAZY_PAGES, PAGE_SIZE, TRACKER_USERFAULTFD};
 use crate::pager;
 use crate::rpc::v1::{HostFacts, Reason};
@@ -70,6 +70,9 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
     match pager::probe() {
         Ok(()) => capabilities.push(LAZY_PAGES),
         Err(error) => tracing::info!(%error, "containers arrive with all their pages, which takes longer"),
+    }
+    if criu::knows_nftables(&config.runtime.criu).await {
+        capabilities.push(NETWORK_LOCK_NFTABLES);
     }
     let facts = HostFacts {
         host: config.host.to_string(),

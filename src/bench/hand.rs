@@ -52,7 +52,9 @@ fn moved(source: &Host, destination: &Host, id: &ContainerId) -> Result<Run, Ben
     let bundle = crate::lab::bundle(id);
     let restore = Command::prepare(
         destination,
-        &format!("runc --log {DIR}/runc.log restore --detach --bundle {bundle} {images} {id} </dev/null >/dev/null 2>&1"),
+        &format!(
+            "runc --log {DIR}/runc.log restore --detach --bundle {bundle} {images} {id} </dev/null >/dev/null 2>&1"
+        ),
     )?;
     // Whatever starts slowly has started by then.
     std::thread::sleep(Duration::from_millis(300));
@@ -119,7 +121,9 @@ struct Command {
 
 impl Command {
     fn prepare(host: &Host, command: &str) -> Result<Self, BenchError> {
-        host.shell(&format!("mkdir -p {DIR}/images {DIR}/work; rm -f {DIR}/go {DIR}/done; mkfifo {DIR}/go {DIR}/done"))?;
+        host.shell(&format!(
+            "mkdir -p {DIR}/images {DIR}/work; rm -f {DIR}/go {DIR}/done; mkfifo {DIR}/go {DIR}/done"
+        ))?;
         let script = format!("read -r word <{DIR}/go; {command}; echo $? >{DIR}/done");
         // The lab's helper waits for the shell; this process is told through the pipe, at once.
         let name = format!("by-hand-{}.log", host.name());
@@ -145,7 +149,8 @@ impl Command {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             let mut wanted = [PollFd::new(std::os::fd::AsFd::as_fd(&self.done), PollFlags::POLLIN)];
-            let ready = poll(&mut wanted, timeout).map_err(|error| BenchError::io("wait for runc")(error.into()))?;
+            let ready =
+                poll(&mut wanted, timeout).map_err(|error| BenchError::io("wait for runc")(error.into()))?;
             if ready == 0 {
                 return Err(BenchError::silent("runc", "it is not done in time"));
             }
@@ -158,7 +163,10 @@ impl Command {
             return Ok(());
         }
         let said = std::fs::read(&self.log).unwrap_or_default();
-        Err(BenchError::silent("runc", format!("exit code {}: {}", code.trim(), crate::lab::last_lines(&said, 3))))
+        Err(BenchError::silent(
+            "runc",
+            format!("exit code {}: {}", code.trim(), crate::lab::last_lines(&said, 3)),
+        ))
     }
 }
 

@@ -59,7 +59,8 @@ fn moved(
 ) -> Result<Run, BenchError> {
     let client = cluster.lab.client()?;
     let mib = job.memory_mib.to_string();
-    let wait = "for i in $(seq 200); do redis-cli -h \"$1\" ping >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1";
+    let wait =
+        "for i in $(seq 200); do redis-cli -h \"$1\" ping >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1";
     client.exec(&["sh", "-c", wait, "wait", &address.to_string()])?;
     tool(&client, "fill_redis.py", &[&address.to_string(), "--mib", &mib])?;
     let rate = if job.mode == Mode::RedisOpen { RATE } else { "0" };
@@ -75,7 +76,10 @@ fn moved(
     let broke = saturating.map(|mut process| process.ended()).transpose()?.flatten();
     let load = load.end()?;
     if let Some(code) = broke {
-        return Err(BenchError::silent("redis-benchmark", format!("it ended with code {code} in the middle")));
+        return Err(BenchError::silent(
+            "redis-benchmark",
+            format!("it ended with code {code} in the middle"),
+        ));
     }
     let gap = inside_gap(&cluster.host(DESTINATION)?, id, migrated.span)?;
     let mut run = Run::of(job, &migrated, gap);
@@ -89,7 +93,8 @@ fn moved(
     let windows = [quiet, (migrated.precopy_unix_ms, freeze.0), (freeze.1, fill_ends)];
     run.redis = Some(numbers(job.mode, &samples, &pairs(&load["latencies"]), windows));
     let more = ["--other-keys", &keys];
-    let checked = tool(&client, "check_redis.py", &[&[&*address.to_string(), "--mib", &mib], &more[..]].concat())?;
+    let checked =
+        tool(&client, "check_redis.py", &[&[&*address.to_string(), "--mib", &mib], &more[..]].concat())?;
     if checked["ok"] != true {
         return Err(BenchError::Wrong { what: "redis".into(), why: checked["reason"].to_string() });
     }
@@ -122,8 +127,20 @@ fn numbers(
 /// Starts the load that takes all it can get.
 fn saturate(client: &Host, address: &str, number: u32) -> Result<crate::lab::Background, BenchError> {
     // Only keys that redis_load.py has made: the number of keys must stay what check_redis.py expects.
-    let argv = ["redis-benchmark", "-h", address, "-c", "8", "-r", &KEYS.to_string(), "-n", "2000000000", "-q", "set"]
-        .map(str::to_owned);
+    let argv = [
+        "redis-benchmark",
+        "-h",
+        address,
+        "-c",
+        "8",
+        "-r",
+        &KEYS.to_string(),
+        "-n",
+        "2000000000",
+        "-q",
+        "set",
+    ]
+    .map(str::to_owned);
     let words = argv.into_iter().chain(["load:__rand_int__", "a value that is not long"].map(str::to_owned));
     Ok(client.spawn(&words.collect::<Vec<_>>(), &[], &format!("redis-benchmark-{number}.log"))?)
 }
@@ -135,7 +152,8 @@ fn tool(client: &Host, program: &str, args: &[&str]) -> Result<Value, BenchError
     let output = client.exec_with(&argv, b"", DEADLINE)?;
     let text = output.text();
     let last = text.lines().next_back().unwrap_or_default();
-    serde_json::from_str(last).map_err(|_| BenchError::silent(program, String::from_utf8_lossy(&output.stderr)))
+    serde_json::from_str(last)
+        .map_err(|_| BenchError::silent(program, String::from_utf8_lossy(&output.stderr)))
 }
 
 /// What the ticker in the container saw.
@@ -159,7 +177,8 @@ fn largest_gap(samples: &[(f64, f64)], span: (f64, f64)) -> Option<(f64, f64)> {
 
 /// Commands between the first and the last sample of a window, by the time between them.
 fn commands_per_s(samples: &[(f64, f64)], window: (f64, f64)) -> Option<f64> {
-    let inside: Vec<_> = samples.iter().filter(|sample| sample.0 >= window.0 && sample.0 <= window.1).collect();
+    let inside: Vec<_> =
+        samples.iter().filter(|sample| sample.0 >= window.0 && sample.0 <= window.1).collect();
     let (first, last) = (inside.first()?, inside.last()?);
     let ms = last.0 - first.0;
     (ms >= WINDOW_MS_MIN).then(|| (last.1 - first.1) / ms * 1e3)
@@ -178,7 +197,8 @@ mod tests {
 
     #[test]
     fn windows_are_cut_out_of_samples() {
-        let samples: Vec<(f64, f64)> = (0..100).map(|at| (f64::from(at) * 20.0, f64::from(at) * 100.0)).collect();
+        let samples: Vec<(f64, f64)> =
+            (0..100).map(|at| (f64::from(at) * 20.0, f64::from(at) * 100.0)).collect();
         let rate = commands_per_s(&samples, (100.0, 1000.0)).unwrap();
         assert!((rate - 5000.0).abs() < 1e-6, "{rate}");
         assert_eq!(commands_per_s(&samples, (100.0, 150.0)), None);

@@ -135,7 +135,11 @@ impl Report {
     }
 
     /// The median over runs of a quotient of two of Redis's numbers.
-    fn redis(&self, above: fn(&RedisNumbers) -> Option<f64>, below: fn(&RedisNumbers) -> Option<f64>) -> Option<f64> {
+    fn redis(
+        &self,
+        above: fn(&RedisNumbers) -> Option<f64>,
+        below: fn(&RedisNumbers) -> Option<f64>,
+    ) -> Option<f64> {
         let quotients = self.runs.iter().filter_map(|run| {
             let numbers = run.redis.as_ref()?;
             Some(above(numbers)? / below(numbers)?)
@@ -147,7 +151,8 @@ impl Report {
         let idle = self.runs.iter().filter(|run| run.mode == Mode::Idle);
         // A fill that is over in no time says nothing about its speed.
         let largest = idle.clone().map(|run| run.memory_mib).max()?;
-        let rates = idle.filter(|run| run.memory_mib == largest).filter_map(|run| run.fill_bytes_per_s.map(float));
+        let rates =
+            idle.filter(|run| run.memory_mib == largest).filter_map(|run| run.fill_bytes_per_s.map(float));
         let copies: Vec<f64> = self.uffdio_copy_bytes_per_s.iter().copied().map(float).collect();
         Some(median(&rates.collect::<Vec<_>>())? / median(&copies)?)
     }
@@ -185,8 +190,18 @@ fn ratios(report: &Report) -> Vec<Ratio> {
             "at least",
             0.9,
         ),
-        ("redis_p99_precopy_quiet", report.redis(|redis| redis.precopy_p99_us, |redis| redis.quiet_p99_us), "at most", 2.0),
-        ("redis_p99_fill_quiet", report.redis(|redis| redis.fill_p99_us, |redis| redis.quiet_p99_us), "at most", 3.0),
+        (
+            "redis_p99_precopy_quiet",
+            report.redis(|redis| redis.precopy_p99_us, |redis| redis.quiet_p99_us),
+            "at most",
+            2.0,
+        ),
+        (
+            "redis_p99_fill_quiet",
+            report.redis(|redis| redis.fill_p99_us, |redis| redis.quiet_p99_us),
+            "at most",
+            3.0,
+        ),
         ("ratio_fill_uffdio_copy", report.fill(), "at least", 0.75),
         ("ratio_agent_memory_allowed", report.agent_memory(), "at most", 1.0),
     ]
@@ -235,7 +250,8 @@ pub fn lines(report: &Report, style: Style) -> Vec<String> {
         lines.push("this is not an optimised build: these numbers say nothing about decamp".to_owned());
     }
     if !report.failures.is_empty() {
-        let heading = format!("{} runs failed or were not verified; they count for nothing:", report.failures.len());
+        let heading =
+            format!("{} runs failed or were not verified; they count for nothing:", report.failures.len());
         lines.push(style.paint(Paint::Bad, &heading));
         lines.extend(report.failures.iter().map(|failure| format!("  {failure}")));
     }

@@ -40,7 +40,10 @@ fn ratios_are_of_medians_and_the_warm_up_counts_for_nothing() {
     assert_eq!(value("ratio_floor_runc_by_hand"), Some(0.175));
     assert_eq!(value("ratio_writer_25_idle"), Some(2.0));
     assert_eq!(value("ratio_writer_50_idle"), None);
-    assert_eq!((report.goals["ratio_2048_64"].met, report.goals["ratio_writer_25_idle"].met), (Some(true), Some(false)));
+    assert_eq!(
+        (report.goals["ratio_2048_64"].met, report.goals["ratio_writer_25_idle"].met),
+        (Some(true), Some(false))
+    );
     assert_eq!(report.goals["ratio_writer_50_idle"].met, None);
     let document = serde_json::to_value(&report).unwrap();
     assert_eq!(document["runs"][0]["mode"], "idle");

@@ -19,7 +19,10 @@ const OCTETS: u32 = 150;
 /// Id and address of the `number`th container of this benchmark.
 pub(super) fn identity(mode: &str, number: u32) -> Result<(ContainerId, Ipv4Addr), BenchError> {
     let name = format!("bench-{mode}-{number}");
-    let id = name.as_str().try_into().map_err(|error: crate::model::id::BadName| BenchError::silent(&name, error))?;
+    let id = name
+        .as_str()
+        .try_into()
+        .map_err(|error: crate::model::id::BadName| BenchError::silent(&name, error))?;
     let octet = u8::try_from(number % OCTETS).unwrap_or(0) + FIRST_OCTET;
     Ok((id, Ipv4Addr::new(10, 77, 0, octet)))
 }

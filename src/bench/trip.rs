@@ -200,7 +200,8 @@ fn written_per_s(before: &Value, after: &Value, frozen_ms: f64) -> u64 {
         return 0;
     }
     // Duration makes whole microseconds of it, without a cast that could wrap.
-    Duration::try_from_secs_f64(pages / ms * 1e-3).map_or(0, |rate| u64::try_from(rate.as_micros()).unwrap_or(0))
+    Duration::try_from_secs_f64(pages / ms * 1e-3)
+        .map_or(0, |rate| u64::try_from(rate.as_micros()).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! ```
 
 mod agent;
-mod bench;
 pub mod args;
+mod bench;
 mod commands;
 mod complaint;
 mod connect;

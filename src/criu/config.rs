@@ -47,6 +47,15 @@ impl TcpPolicy {
     }
 }
 
+/// How a container's network is kept still during a dump (criu(8), `--network-lock`). A restore does as its images say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// CRIU's default: programs of iptables are started, a few milliseconds each.
+    Usual,
+    /// One transaction of netlink messages; CRIU and the kernel must know nftables ([`super::knows_nftables`]).
+    Nftables,
+}
+
 /// What CRIU is told beside what the runtime asks.
 #[derive(Debug, Clone)]
 pub struct CriuConfig {
@@ -54,6 +63,8 @@ pub struct CriuConfig {
     pub hook: PathBuf,
     /// Connections.
     pub tcp: TcpPolicy,
+    /// The network.
+    pub lock: Lock,
     /// Largest deleted-but-open file that is carried inside the images.
     pub ghost_limit_bytes: u64,
 }
@@ -68,6 +79,9 @@ impl CriuConfig {
         text.push_str("skip-in-flight\n");
         // The default of 1 MiB refuses containers with a large deleted file open.
         let _infallible = writeln!(text, "ghost-limit {}", self.ghost_limit_bytes);
+        if self.lock == Lock::Nftables {
+            text.push_str("network-lock nftables\n");
+        }
         if self.tcp == TcpPolicy::Close {
             text.push_str("tcp-close\n");
         }
@@ -78,10 +92,10 @@ impl CriuConfig {
     ///
     /// # Errors
     /// The file system's.
-    pub fn install(folder: &Path, program: &Path, tcp: TcpPolicy) -> std::io::Result<PathBuf> {
+    pub fn install(folder: &Path, program: &Path, tcp: TcpPolicy, lock: Lock) -> std::io::Result<PathBuf> {
         let hook = folder.join(HOOK_NAME);
         std::os::unix::fs::symlink(program, &hook)?;
-        let config = Self { hook, tcp, ghost_limit_bytes: 4 << 30 };
+        let config = Self { hook, tcp, lock, ghost_limit_bytes: 4 << 30 };
         let path = folder.join("criu.conf");
         std::fs::write(&path, config.render())?;
         Ok(path)
@@ -97,6 +111,7 @@ mod tests {
         let mut config = CriuConfig {
             hook: "/run/x/decamp-hook".into(),
             tcp: TcpPolicy::Keep,
+            lock: Lock::Usual,
             ghost_limit_bytes: 1 << 20,
         };
         assert_eq!(
@@ -104,7 +119,8 @@ mod tests {
             "action-script /run/x/decamp-hook\nskip-in-flight\nghost-limit 1048576\n"
         );
         config.tcp = TcpPolicy::Close;
-        assert!(config.render().ends_with("tcp-close\n"));
+        config.lock = Lock::Nftables;
+        assert!(config.render().ends_with("network-lock nftables\ntcp-close\n"));
         assert!(TcpPolicy::parse("drop").is_err());
     }
 }

@@ -10,8 +10,8 @@ mod log;
 mod page_server;
 mod version;
 
-pub use config::{CriuConfig, TcpPolicy};
+pub use config::{CriuConfig, Lock, TcpPolicy};
 pub use hide::{Hidden, HidePlan, stack_pointer_pages};
 pub use log::{Diagnosis, diagnose};
 pub use page_server::{PageEvent, PageRecord, PageServer, PageServerError, receive_pages};
-pub use version::{CriuProblem, CriuVersion, MINIMUM, check};
+pub use version::{CriuProblem, CriuVersion, MINIMUM, check, knows_nftables};

@@ -84,9 +84,9 @@ pub enum CriuProblem {
     },
 }
 
-async fn output(program: &Path, argument: &str) -> Result<std::process::Output, CriuProblem> {
+async fn output(program: &Path, arguments: &[&str]) -> Result<std::process::Output, CriuProblem> {
     let absent = |source| CriuProblem::Absent { program: program.display().to_string(), source };
-    let run = Command::new(program).arg(argument).stdin(Stdio::null()).kill_on_drop(true).output();
+    let run = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     tokio::time::timeout(Duration::from_secs(20), run)
         .await
         .map_err(|_| absent(std::io::ErrorKind::TimedOut.into()))?
@@ -98,7 +98,7 @@ async fn output(program: &Path, argument: &str) -> Result<std::process::Output, 
 /// # Errors
 /// What is wrong, as [`CriuProblem`].
 pub async fn check(program: &Path) -> Result<CriuVersion, CriuProblem> {
-    let printed = String::from_utf8_lossy(&output(program, "--version").await?.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&output(program, &["--version"]).await?.stdout).into_owned();
     let found = CriuVersion::parse(&printed).ok_or_else(|| CriuProblem::Unreadable {
         program: program.display().to_string(),
         printed: printed.chars().take(200).collect(),
@@ -109,13 +109,19 @@ pub async fn check(program: &Path) -> Result<CriuVersion, CriuProblem> {
     if found >= UNKNOWN_FROM {
         return Err(CriuProblem::TooNew { found });
     }
-    let checked = output(program, "check").await?;
+    let checked = output(program, &["check"]).await?;
     if !checked.status.success() {
         let text = String::from_utf8_lossy(&checked.stderr).into_owned();
         let last = text.lines().rev().find(|line| line.contains("Error")).unwrap_or("it gave no reason");
         return Err(CriuProblem::CheckFailed { printed: last.trim().to_owned() });
     }
     Ok(found)
+}
+
+/// Can it lock a network with nftables here (criu/cr-check.c)? No answer is a no.
+pub async fn knows_nftables(program: &Path) -> bool {
+    let asked = output(program, &["check", "--feature", "network_lock_nftables"]).await;
+    asked.is_ok_and(|answer| answer.status.success())
 }
 
 #[cfg(test)]

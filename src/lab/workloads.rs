@@ -21,9 +21,11 @@ const FILES: &[(&str, &str)] = &[
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
     ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
     ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
-    ("kinds.py", include_str!("../../tests/e2e/workloads/kinds.py")),
+    ("mapfuzz.py", include_str!("../../tests/e2e/workloads/mapfuzz.py")),
+    ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
     ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
-    ("odirect.py", include_str!("../../tests/e2e/workloads/odirect.py")),
+    ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
+    ("generations.py", include_str!("../../tests/e2e/workloads/generations.py")),
 ];
 
 /// Writes the programs into a folder, which is made.

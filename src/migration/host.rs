@@ -22,6 +22,9 @@ use crate::rpc::v1::{HostFacts, Reason};
 use crate::runtime::Runc;
 use crate::store::RetainedPages;
 
+/// Capability: CRIU locks a container's network with nftables.
+pub const NETWORK_LOCK_NFTABLES: &str = "network-lock-nftables";
+
 /// Another host.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -127,6 +130,12 @@ pub struct Host {
 }
 
 impl Host {
+    /// Can CRIU lock a container's network with nftables here?
+    #[must_use]
+    pub fn network_lock_nftables(&self) -> bool {
+        self.facts.capabilities.iter().any(|word| word == NETWORK_LOCK_NFTABLES)
+    }
+
     /// Memory that an arriving container may still have, bytes: what the kernel calls available, less what is promised and what
     /// must stay free.
     #[must_use]

@@ -7,8 +7,9 @@
 //! file round 1 ══════════════════════════════════════════════════▶ trees
 //! memory rounds 1..n ════════════════════════════════════════════▶ page store        container runs at the source
 //! file round 2 ══════════════════════════════════════════════════▶
+//! Prewarm ───────────────────────────────────────────────────────▶ runtime and CRIU started, held at the gate
 //! ─ t0 ─ dump, CRIU's pages compared with what was sent ─ hold                         container frozen
-//! last pages, files, images, layouts ════════════════════════════▶ assemble, CRIU restore ─ hold
+//! last pages, files, images, layouts ════════════════════════════▶ assemble, gate open, CRIU restore ─ hold
 //!                  ◀───────────────────────────────────────── Ready
 //! freezer on, journal, Commit ───────────────────────────────────▶ journal = the decision, hold released ─ t1 ─
 //!                  ◀─────────────────────────────────────── Running                   container runs at the destination
@@ -24,6 +25,7 @@ pub mod convergence;
 mod courtesy;
 pub mod destination;
 mod error;
+mod gate;
 mod guard;
 mod home;
 mod host;
@@ -40,7 +42,7 @@ pub use courtesy::{Courtesy, Turn};
 pub use error::{MigrationError, chain};
 pub use guard::{Cancel, Guard};
 pub use home::Home;
-pub use host::{Host, MemoryPromise, Peer, Settings};
+pub use host::{Host, MemoryPromise, NETWORK_LOCK_NFTABLES, Peer, Settings};
 pub use pagers::Pagers;
 pub use progress::{Progress, unix_ms, unix_us};
 pub use recover::recover;

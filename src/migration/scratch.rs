@@ -4,6 +4,7 @@
 //! ```text
 //! <run_dir>/migrations/<id>/        tmpfs, 0700
 //!     images/       CRIU's image files
+//!     kept/         images that the runtime or CRIU look at before the others are there, as they arrived
 //!     work/         logs of CRIU and the runtime
 //!     decamp-hook   link to this binary
 //!     criu.conf     this migration's configuration
@@ -13,8 +14,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::MigrationError;
-use crate::criu::{CriuConfig, TcpPolicy};
+use super::{MigrationError, gate};
+use crate::criu::{CriuConfig, Lock, TcpPolicy};
 use crate::hook::{ENV_SOCKET, ENV_TOKEN};
 use crate::model::MigrationId;
 use crate::runtime::{mount_private_tmpfs, unmount_all_below};
@@ -32,6 +33,8 @@ pub(super) struct Setup<'a> {
     pub(super) program: &'a Path,
     /// Connections.
     pub(super) tcp: TcpPolicy,
+    /// The network.
+    pub(super) lock: Lock,
     /// Where the hooks find the agent.
     pub(super) hook_socket: &'a Path,
     /// What they show there.
@@ -52,7 +55,7 @@ impl Scratch {
         std::fs::create_dir_all(&root).map_err(MigrationError::io("create", &root))?;
         mount_private_tmpfs(&root)?;
         let scratch = Self { root };
-        for path in [scratch.images(), scratch.work()] {
+        for path in [scratch.images(), scratch.kept(), scratch.work()] {
             std::fs::create_dir(&path).map_err(MigrationError::io("create", &path))?;
         }
         Ok(scratch)
@@ -70,6 +73,12 @@ impl Scratch {
         self.root.join("images")
     }
 
+    /// Images that must not lie in [`Scratch::images`] before a restore that waits there may go on.
+    #[must_use]
+    pub(super) fn kept(&self) -> PathBuf {
+        self.root.join("kept")
+    }
+
     /// Logs.
     #[must_use]
     pub(super) fn work(&self) -> PathBuf {
@@ -84,7 +93,7 @@ impl Scratch {
         &self,
         with: &Setup<'_>,
     ) -> Result<Vec<(&'static str, OsString)>, MigrationError> {
-        let config = CriuConfig::install(&self.root, with.program, with.tcp)
+        let config = CriuConfig::install(&self.root, with.program, with.tcp, with.lock)
             .map_err(MigrationError::io("write CRIU's configuration in", &self.root))?;
         Ok(vec![
             ("CRIU_CONFIG_FILE", config.into_os_string()),
@@ -101,6 +110,7 @@ impl Drop for Scratch {
 }
 
 fn remove(root: &Path) {
+    gate::release(&root.join("images"));
     if let Err(error) = unmount_all_below(root) {
         tracing::error!(path = %root.display(), %error, "a migration's tmpfs is left mounted");
         return;
@@ -132,6 +142,7 @@ mod tests {
             .criu_environment(&Setup {
                 program: Path::new("/bin/true"),
                 tcp: TcpPolicy::Keep,
+                lock: Lock::Usual,
                 hook_socket: Path::new("/run/x.sock"),
                 token: "secret",
             })

@@ -16,6 +16,7 @@ use super::board::Board;
 use super::report::{Ending, Report};
 use super::worker::{self, HANDLED};
 use super::{CONTROL_SOCKET, CRIU_SOCKET, PagerError, aftermath, socket};
+use crate::sys::priority::set_thread;
 use crate::sys::twin::{Twin, twin};
 
 /// Argument 0 under which the `decamp` binary is the pager.
@@ -62,6 +63,8 @@ fn prepare(folder: &Path, work: &Path, state_file: &Path) -> Result<Setup, Pager
     // Whoever stops the agent must not stop us: a container would lose its memory. SIGKILL remains.
     let polite: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     polite.thread_block().map_err(PagerError::io("block signals"))?;
+    // The agent may have made itself less urgent, and we have inherited that.
+    let _not_allowed = set_thread(0, 0);
     // Without CAP_SYS_RESOURCE the kernel may choose us like anyone else.
     let _not_allowed = std::fs::write("/proc/self/oom_score_adj", "-1000");
     Ok(Setup {

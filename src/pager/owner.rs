@@ -23,7 +23,7 @@ use super::progress::Progress;
 use super::remaining::Piece;
 use super::space::{Landed, Space, mismatch};
 use crate::model::page::{PAGE_SIZE, PageIndex, PageRange};
-use crate::sys::twin::set_nice;
+use crate::sys::priority::set_thread;
 
 /// Pages of the fill that are installed between two looks at the faults: 32 KiB. Less would cost more per page.
 const STEP: u64 = 8;
@@ -120,7 +120,7 @@ impl Owner {
     /// The thread's life.
     pub(super) fn run(mut self) {
         // Without CAP_SYS_NICE it stays as it is: faults are then a little slower.
-        let _refused = set_nice(NICE);
+        let _refused = set_thread(0, NICE);
         while !self.progress.is_broken() {
             if let Err(why) = self.turn() {
                 self.progress.break_with(why);

@@ -12,7 +12,7 @@ use super::pace::RunQueue;
 use super::progress::Progress;
 use super::remaining::Piece;
 use crate::model::page::{PAGE_SIZE, PageRange};
-use crate::sys::twin::set_nice;
+use crate::sys::priority::set_thread;
 
 /// Pages in a chunk: 256 KiB. Each one wakes a thread or two.
 pub(super) const CHUNK: u64 = 64;
@@ -90,7 +90,7 @@ pub(super) struct Prepared {
 /// The thread's life: until the last owner has gone.
 pub(super) fn run(jobs: &Mutex<Receiver<Job>>, progress: &Progress) {
     // Refused only where it does not matter: lowering is always allowed.
-    let _refused = set_nice(NICE);
+    let _refused = set_thread(0, NICE);
     let mut queue = RunQueue::of_this_thread();
     let mut scratch = Scratch::default();
     loop {

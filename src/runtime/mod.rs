@@ -14,6 +14,8 @@ pub use bundle::{BindMount, Bundle, Rewrite};
 pub use command::{Checkpoint, Restore, Runc, RuntimeRun};
 pub use error::RuntimeError;
 pub use freezer::{Freezer, FreezerState};
-pub use mounts::{OverlayMount, mount_overlay, mount_private_tmpfs, overlay_at, unmount_all_below};
+pub use mounts::{
+    OverlayMount, mount_overlay, mount_private_tmpfs, overlay_at, replace_bind, unmount_all_below,
+};
 pub use orphans::{Orphans, forget_half_made};
 pub use state::{Container, Status};

@@ -57,6 +57,17 @@ pub fn overlay_at(path: &Path) -> Result<Option<OverlayMount>, RuntimeError> {
     Ok(Some(OverlayMount { lower, upper: PathBuf::from(upper), options }))
 }
 
+/// Binds `source` at `target`, where something else is bound that nobody uses.
+///
+/// # Errors
+/// The kernel's.
+pub fn replace_bind(target: &Path, source: &Path) -> Result<(), RuntimeError> {
+    umount2(target, MntFlags::MNT_DETACH)
+        .map_err(|errno| RuntimeError::io("unmount", target)(errno.into()))?;
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(|errno| RuntimeError::io("mount", target)(errno.into()))
+}
+
 /// Mounts an overlay. Colons and commas in paths would be read as separators and are refused.
 ///
 /// # Errors

@@ -47,6 +47,8 @@ pub struct Container {
     pub cgroups: Vec<PathBuf>,
     /// Where it can be frozen.
     pub freezer: Freezer,
+    /// What its standard streams were when it was started, in order; CRIU's images say the same at a dump.
+    pub descriptors: Vec<String>,
     /// What runs.
     pub status: Status,
 }
@@ -58,6 +60,8 @@ struct StateFile {
     init_process_start: u64,
     config: StateConfig,
     cgroup_paths: std::collections::HashMap<String, PathBuf>,
+    #[serde(default)]
+    external_descriptors: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +110,7 @@ impl Container {
             rootfs: state.config.rootfs,
             cgroups,
             freezer,
+            descriptors: state.external_descriptors.unwrap_or_default(),
             status: Status::Stopped,
         };
         container.status = container.look();

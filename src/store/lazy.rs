@@ -33,6 +33,9 @@ impl PageStore {
 
     fn lazy_of(&self, layout: &ObjectLayout) -> Option<LazyPages> {
         let ObjectId::Task(vpid) = layout.object else { return None };
+        if layout.pages_lazy() == 0 {
+            return None;
+        }
         let (_, object) = self.find(layout.object)?;
         let lazy = layout.runs.iter().filter(|run| run.flags & PE_PRESENT == 0);
         let lazy = lazy.map(|run| PageRange { first: PageIndex(run.first), count: u64::from(run.count) });

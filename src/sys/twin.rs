@@ -1,13 +1,12 @@
-//! A child that shares our table of descriptors (clone(2), CLONE_FILES), and the niceness of a thread.
+//! A child that shares our table of descriptors (clone(2), CLONE_FILES).
 //!
 //! What either of the two opens, receives or closes is opened or closed for both, in the same instant; the table lives as long as
 //! one of them does. Memory is copied as by fork(2).
 
-#![expect(unsafe_code, reason = "clone and setpriority have no safe wrapper")]
+#![expect(unsafe_code, reason = "clone with CLONE_FILES has no safe wrapper")]
 
 use std::io;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
 
@@ -38,14 +37,4 @@ pub fn twin() -> io::Result<Twin> {
         Ok(pid) if pid > 0 => Ok(Twin::Parent(Pid::from_raw(pid))),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// Niceness of the calling thread, -20 (most eager) to 19 (setpriority(2): on Linux it belongs to the thread).
-///
-/// # Errors
-/// EACCES or EPERM when we may not.
-pub fn set_nice(nice: i32) -> io::Result<()> {
-    // SAFETY: the call takes integers and touches no memory; 0 is the calling thread.
-    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
-    Ok(())
 }

@@ -37,8 +37,7 @@ impl<'a> Program<'a> {
     #[track_caller]
     pub(crate) fn start(cluster: &'a Cluster, spec: &ContainerSpec, status: &'static str) -> Self {
         cluster.lab.run_container("node-a", spec).unwrap();
-        let program =
-            Self { cluster, id: spec.id.to_string(), host: "node-a", status, verifications: 0 };
+        let program = Self { cluster, id: spec.id.to_string(), host: "node-a", status, verifications: 0 };
         program.assert_goes_on();
         program
     }
@@ -80,7 +79,12 @@ impl<'a> Program<'a> {
             }
             let failure = self.complaint();
             assert!(failure.is_none(), "{} on {}: {failure:#?}", self.id, self.host);
-            assert!(Instant::now() < until, "{} on {}: no {file} in time, but {found:#?}", self.id, self.host);
+            assert!(
+                Instant::now() < until,
+                "{} on {}: no {file} in time, but {found:#?}",
+                self.id,
+                self.host
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -102,8 +106,10 @@ impl<'a> Program<'a> {
     /// What it said before it ended, if it did: its container is gone then, the files are not.
     fn complaint(&self) -> Option<Value> {
         let host = self.cluster.host(self.host).unwrap();
-        let folders = ["/var/lib/decamp/containers/ID/volumes/0", "/var/lib/decamp-lab-containers/ID/volumes/vol"];
-        let paths = folders.map(|folder| host.outer_path(&folder.replace("ID", &self.id)).join("failure.json"));
+        let folders =
+            ["/var/lib/decamp/containers/ID/volumes/0", "/var/lib/decamp-lab-containers/ID/volumes/vol"];
+        let paths =
+            folders.map(|folder| host.outer_path(&folder.replace("ID", &self.id)).join("failure.json"));
         paths.iter().find_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
     }
 
@@ -115,7 +121,10 @@ impl<'a> Program<'a> {
         if ended.code != 0 {
             let (source, destination) = (self.cluster.agent_log(self.host), self.cluster.agent_log(to));
             let complaint = self.complaint();
-            panic!("{} to {to}: {}; it says {complaint:#?}\n{}\n--- {}\n{source}\n--- {to}\n{destination}", self.id, ended.code, ended.text, self.host);
+            panic!(
+                "{} to {to}: {}; it says {complaint:#?}\n{}\n--- {}\n{source}\n--- {to}\n{destination}",
+                self.id, ended.code, ended.text, self.host
+            );
         }
         self.host = to;
         ended.event("completed")
@@ -153,5 +162,8 @@ pub(crate) fn compile_java(cluster: &Cluster) {
     let mut javac = Command::new("javac");
     run(javac.arg("-d").arg(to.join("classes")).arg(sources().join("Heap.java")), remedy);
     let mut jlink = Command::new("jlink");
-    run(jlink.args(["--add-modules", "java.base", "--strip-debug", "--output"]).arg(to.join("runtime")), remedy);
+    run(
+        jlink.args(["--add-modules", "java.base", "--strip-debug", "--output"]).arg(to.join("runtime")),
+        remedy,
+    );
 }

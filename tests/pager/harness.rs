@@ -34,7 +34,10 @@ pub(crate) fn object(vpid: u32, base: u64, pages: u64) -> (LazyObject, MemFile) 
     let digest_file = File::from(OwnedFd::from(MemFile::create("digests").unwrap()));
     for start in (0..pages).step_by(64) {
         let count = (pages - start).min(60);
-        let bytes: Vec<u8> = (start..start + count).flat_map(content_of).collect();
+        let mut bytes = Vec::new();
+        for page in start..start + count {
+            bytes.extend_from_slice(&content_of(page));
+        }
         file.write_pages(first + start, &bytes).unwrap();
         let mut digests = Vec::<Digest>::new();
         digest_bytes(&bytes, &mut digests);
@@ -88,8 +91,18 @@ impl Task {
         writeln!(self.input.as_mut().unwrap(), "{command}").unwrap();
     }
 
-    /// The answer; empty when the task is dead.
+    /// The answer; empty when the task is dead, or waits for a page that never comes and is killed for it.
     pub(crate) fn hear(&mut self) -> String {
+        use nix::poll::{PollFd, PollFlags, poll};
+        let start = Instant::now();
+        let mut ready = [PollFd::new(self.output.get_ref().as_fd(), PollFlags::POLLIN)];
+        // Signals of other tests' children interrupt it.
+        while !poll(&mut ready, 1000u16).is_ok_and(|count| count > 0) {
+            if start.elapsed() > PATIENCE {
+                self.kill();
+                break;
+            }
+        }
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim().to_owned()

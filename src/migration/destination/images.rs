@@ -5,6 +5,7 @@ use std::path::Path;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 
 use super::super::MigrationError;
+use super::warm::comes_early;
 use crate::model::limits::{IMAGE_FILE_BYTES_MAX, IMAGE_FILES_MAX};
 use crate::protocol::frame::{FrameError, read_message};
 use crate::rpc::v1::{ImageData, ImageFile};
@@ -20,10 +21,12 @@ fn good_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.chars().all(plain) && !ours
 }
 
-/// Receives files until the stream ends; returns how many.
+/// Receives files until the stream ends; returns how many. What a restore that was started early would see too early goes to
+/// `kept`.
 pub(super) async fn receive<S: AsyncRead + Unpin>(
     stream: &mut S,
     folder: &Path,
+    kept: &Path,
 ) -> Result<u32, MigrationError> {
     let mut files = 0;
     loop {
@@ -39,6 +42,7 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
         if !good_name(&header.name) {
             return Err(broke(format!("{:?} is not the name of an image", header.name)));
         }
+        let folder = if comes_early(&header.name) { kept } else { folder };
         receive_file(stream, &folder.join(&header.name), &header).await?;
     }
 }
@@ -83,7 +87,7 @@ mod tests {
         write_message(&mut a, &header).await.unwrap();
         write_message(&mut a, &ImageData { data: content.to_vec().into() }).await.unwrap();
         drop(a);
-        let files = receive(&mut b, dir.path()).await?;
+        let files = receive(&mut b, dir.path(), dir.path()).await?;
         assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), content);
         Ok(files)
     }

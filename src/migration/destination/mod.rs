@@ -1,7 +1,7 @@
 //! The destination's side, told start to end.
 //!
 //! ```text
-//! Offer ─▶ preflight ─▶ Accepted ─▶ receiving files, pages, images ─▶ assembling ─▶ restored, held ─▶ Ready
+//! Offer ─▶ preflight ─▶ Accepted ─▶ receiving files, pages, images (Prewarm: CRIU started) ─▶ assembling ─▶ restored, held ─▶ Ready
 //!     any of these ─ error | abort | link lost ─▶ CleaningUp ─▶ Fenced (nothing is left, this epoch never runs here)
 //! Ready ─ Commit ─▶ Committed (fsynced: the decision) ─▶ hold released, network up ─▶ Running ─▶ told the source
 //!     Committed ─ CRIU fails before any task ran ─▶ CleaningUp ─▶ Fenced (told the source, which goes on)
@@ -12,6 +12,7 @@ mod images;
 mod preflight;
 mod receive;
 mod restore;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use super::home::Home;
 use super::progress::{unix_ms, unix_us};
 use super::registry::Registry;
 use super::session::Session;
-use super::{Host, MigrationError, Pagers};
+use super::{Host, MigrationError, Pagers, Turn};
 use crate::journal::{Record, Stage};
 use crate::model::{ContainerId, Epoch, MigrationId, limits};
 use crate::pager::PagerState;
@@ -187,8 +188,7 @@ impl Arrival {
         let copying = self.host.courtesy.copying();
         let budget = self.plan.memory_budget;
         let mut incoming = Incoming::start(link, &self.host, &self.record, arriving, budget, &self.plan);
-        let request = self.receive(&mut incoming).await?;
-        let frozen = self.host.courtesy.frozen();
+        let (request, frozen) = self.receive(&mut incoming, arriving).await?;
         drop(copying);
         let layouts = incoming.complete(&request).await?;
         let ready = tokio::select! {
@@ -230,7 +230,9 @@ impl Arrival {
     async fn receive(
         &mut self,
         incoming: &mut Incoming,
-    ) -> Result<crate::rpc::v1::RestoreRequest, MigrationError> {
+        arriving: &mut restore::Arriving,
+    ) -> Result<(crate::rpc::v1::RestoreRequest, Turn), MigrationError> {
+        let mut frozen = None;
         loop {
             let body = tokio::select! {
                 body = self.session.next() => body?,
@@ -245,7 +247,13 @@ impl Arrival {
                     self.session.send(Body::Pong(pong)).await?;
                 }
                 Body::Layout(part) => incoming.layout(part)?,
-                Body::Restore(request) if request.epoch == self.record.epoch.0 => return Ok(request),
+                Body::Prewarm(with) if with.epoch == self.record.epoch.0 => {
+                    frozen = Some(self.host.courtesy.frozen());
+                    arriving.prewarm(&self.host, &self.record, &self.plan, &with)?;
+                }
+                Body::Restore(request) if request.epoch == self.record.epoch.0 => {
+                    return Ok((request, frozen.unwrap_or_else(|| self.host.courtesy.frozen())));
+                }
                 _ => {
                     return Err(MigrationError::Protocol {
                         host: self.session.peer().to_string(),
@@ -273,7 +281,7 @@ impl Arrival {
     /// anything.
     async fn wait_released(&mut self, filling: Option<watch::Receiver<PagerState>>) {
         let epoch = self.record.epoch.0;
-        let (mut filling, mut released) = (filling, false);
+        let (mut filling, mut released, mut told) = (filling, false, false);
         let until = Instant::now() + LAST_WORDS_WITHIN;
         while filling.is_some() || !released {
             tokio::select! {
@@ -294,10 +302,15 @@ impl Arrival {
                         if self.session.send(word).await.is_err() {
                             return;
                         }
+                        told = true;
                     }
                 }
                 () = tokio::time::sleep_until(until) => return,
             }
+        }
+        if told {
+            // The word must be out before the connection goes: the source closes it when it has it.
+            let _closed_or_late = tokio::time::timeout(Duration::from_secs(5), self.session.drained()).await;
         }
     }
 

@@ -36,6 +36,7 @@ struct Shared {
     retained: Arc<RetainedPages>,
     sinks: HashMap<u32, Arc<Mutex<TreeSink>>>,
     images: PathBuf,
+    kept: PathBuf,
     /// What has come to its end; streams end in any order, and after the frame that says how many there were.
     arrived: watch::Sender<Arrived>,
 }
@@ -84,6 +85,7 @@ impl Incoming {
             retained: Arc::clone(&host.retained),
             sinks,
             images: arriving.scratch.images(),
+            kept: arriving.scratch.kept(),
             arrived: watch::Sender::default(),
         });
         let (failed, failures) = mpsc::channel(1);
@@ -236,7 +238,7 @@ async fn serve(mut stream: Stream, shared: Arc<Shared>) -> Result<(), MigrationE
             }
         }
         Role::Images => {
-            let files = super::images::receive(&mut stream, &shared.images).await?;
+            let files = super::images::receive(&mut stream, &shared.images, &shared.kept).await?;
             shared.arrived.send_modify(|arrived| arrived.image_files += files);
         }
         _ => return Err(broke("opened a stream of a kind that does not belong here")),

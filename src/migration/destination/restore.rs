@@ -1,7 +1,6 @@
 //! From bytes to a container: its home, network and images made ready, CRIU's restore up to the hold, the decision, the
 //! release. And the reverse: everything of an arrival that must not stay, removed.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +10,12 @@ use std::time::{Duration, Instant};
 use super::super::home::{Arrived, Home};
 use super::super::host::MemoryPromise;
 use super::super::request::Mode;
-use super::super::scratch::{Scratch, Setup};
+use super::super::scratch::Scratch;
 use super::super::{Host, MigrationError, pagers, progress::unix_us, restore_within};
 use super::preflight::Plan;
 use super::receive::Incoming;
-use crate::criu::{TcpPolicy, diagnose};
+use super::warm::Warm;
+use crate::criu::diagnose;
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::images::timerfd;
 use crate::journal::{Record, Stage};
@@ -24,9 +24,7 @@ use crate::model::{ContainerId, LAZY_PAGES};
 use crate::network::{self, Prepared};
 use crate::pager::{LazyObject, PagerError, PagerHandle};
 use crate::rpc::v1::{Offer, Ready, Running, Timing};
-use crate::runtime::{
-    Bundle, Container, OverlayMount, Restore, Rewrite, RuntimeRun, forget_half_made, mount_overlay,
-};
+use crate::runtime::{Container, RuntimeRun, forget_half_made};
 use crate::store::assemble::{AssembleStats, assemble};
 use crate::store::{LazyPages, PageStore, StoreError};
 
@@ -38,18 +36,20 @@ const GIVE_UP_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Arriving {
     pub(super) home: Home,
     pub(super) scratch: Scratch,
-    network: Option<Prepared>,
-    pager: Option<PagerHandle>,
-    restoring: Option<Restoring>,
+    pub(super) network: Option<Prepared>,
+    pub(super) pager: Option<PagerHandle>,
+    pub(super) restoring: Option<Restoring>,
+    /// The restore waits for its images.
+    pub(super) warm: Option<Warm>,
     /// Bound of the restore.
-    within: Duration,
+    pub(super) within: Duration,
     _memory: MemoryPromise,
 }
 
-struct Restoring {
-    run: RuntimeRun,
-    waiter: HookWaiter,
-    hold: Option<HookCall>,
+pub(super) struct Restoring {
+    pub(super) run: RuntimeRun,
+    pub(super) waiter: HookWaiter,
+    pub(super) hold: Option<HookCall>,
 }
 
 /// Periodic timers that expired in the freeze are armed again, see [`timerfd`].
@@ -142,6 +142,7 @@ pub(super) async fn prepare(
         network,
         pager,
         restoring: None,
+        warm: None,
         within: restore_within(offer.memory_bytes),
         _memory: memory,
     };
@@ -175,22 +176,6 @@ impl Arriving {
         Ok(())
     }
 
-    fn write_bundle(&self, plan: &Plan) -> Result<(), MigrationError> {
-        if let Some(overlay) = &plan.overlay {
-            let overlay = OverlayMount { upper: self.home.upper(), ..overlay.clone() };
-            mount_overlay(&overlay, &self.home.work(), &self.home.rootfs())?;
-        }
-        let mut bind_sources: BTreeMap<String, PathBuf> = plan.fixed_sources.clone();
-        for mount in &plan.copied {
-            bind_sources.insert(mount.destination.clone(), self.home.volume(mount.index));
-        }
-        let network_namespace =
-            self.network.as_ref().map(|prepared| Path::new("/run/netns").join(prepared.name()));
-        let bundle: Bundle = plan.bundle.clone().rewrite(&Rewrite { bind_sources, network_namespace })?;
-        let path = self.home.bundle().join("config.json");
-        std::fs::write(&path, bundle.to_bytes()?).map_err(MigrationError::io("write", &path))
-    }
-
     /// Assembles the images and restores up to the hold.
     pub(super) async fn restore(
         &mut self,
@@ -203,28 +188,14 @@ impl Arriving {
         let began = Instant::now();
         let store = Arc::clone(incoming.store());
         let (assembled, lazy) = assemble_off_thread(store, layouts, self.scratch.images()).await?;
-        self.load_pager(lazy).await?;
         let mut timings = vec![timing("assemble", began)];
         let began = Instant::now();
+        self.load_pager(lazy).await?;
+        timings.push(timing("pager", began));
+        let began = Instant::now();
         rearm_timers(&self.scratch.images())?;
-        self.write_bundle(plan)?;
-        let waiter = host.hooks.register();
-        let environment = self.scratch.criu_environment(&Setup {
-            program: &host.program,
-            tcp: plan.tcp,
-            hook_socket: host.hooks.path(),
-            token: waiter.token(),
-        })?;
-        let run = host.runc.restore(&Restore {
-            id: &record.container,
-            bundle: &self.home.bundle(),
-            images: &self.scratch.images(),
-            work: &self.scratch.work(),
-            lazy_pages: self.pager.is_some(),
-            tcp_established: plan.tcp == TcpPolicy::Keep,
-            environment: &environment,
-        })?;
-        let restoring = self.restoring.insert(Restoring { run, waiter, hold: None });
+        self.let_restore(host, record, plan).await?;
+        let restoring = self.restoring.as_mut().ok_or(crate::hook::HookError::Never)?;
         let held =
             tokio::time::timeout(self.within, restoring.reach(Action::PostRestore, &self.scratch)).await;
         let call =
@@ -254,7 +225,8 @@ impl Arriving {
                 }),
             };
         };
-        if lazy.is_empty() {
+        // A restore that waits was started for a pager; it then only brings zeros.
+        if lazy.is_empty() && self.warm.is_none() {
             pager.abort().await?;
             self.pager = None;
             return Ok(());
@@ -390,6 +362,8 @@ fn runs(host: &Host, record: &Record) -> bool {
 
 /// Removes everything of an arrival that failed: CRIU first, then the runtime's record, network, mounts, files.
 pub(super) async fn clean_up(host: &Host, record: &Record, mut arriving: Arriving) {
+    // A CRIU that waits for images gives up now.
+    drop(arriving.warm.take());
     if let Some(mut restoring) = arriving.restoring.take() {
         if let Some(hold) = restoring.hold.take()
             && hold.answer(Verdict::Refuse("the migration was stopped".to_owned())).is_err()

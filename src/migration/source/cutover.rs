@@ -17,12 +17,12 @@ use super::super::{MigrationError, progress::unix_us, restore_within};
 use super::hiding::Hiding;
 use super::precopy::for_operator;
 use super::{Decision, Source};
-use crate::criu::{HidePlan, PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
+use crate::criu::{HidePlan, Lock, PageEvent, PageServer, PageServerError, TcpPolicy, diagnose};
 use crate::hook::{Action, HookCall, HookWaiter, Verdict};
 use crate::journal::Stage;
 use crate::network;
 use crate::rpc::v1::{
-    Commit, DowntimePart, Phase, Ready, RestoreRequest, RoundStats, Summary, control_frame::Body,
+    Commit, DowntimePart, Phase, Prewarm, Ready, RestoreRequest, RoundStats, Summary, control_frame::Body,
     event::Body as EventBody,
 };
 use crate::runtime::{Checkpoint, RuntimeRun};
@@ -83,6 +83,7 @@ impl Times {
 impl Source {
     /// Freezes, moves the rest, and lets the destination decide.
     pub(super) async fn cut_over(&mut self) -> Result<Summary, MigrationError> {
+        self.say_prewarm().await?;
         let mut dump = self.start_dump().await?;
         let before_commit = async {
             let times = self.reach_hold(&mut dump).await?;
@@ -98,14 +99,24 @@ impl Source {
         }
     }
 
+    /// The destination starts the runtime and CRIU meanwhile; it needs no answer.
+    async fn say_prewarm(&mut self) -> Result<(), MigrationError> {
+        let descriptors = self.inspection.container.descriptors.clone();
+        let prewarm = Body::Prewarm(Prewarm { epoch: self.record.epoch.0, descriptors });
+        let guard = self.guard.clone();
+        guard.run("announcing the cut-over", self.session.send(prewarm)).await
+    }
+
     async fn start_dump(&self) -> Result<Dump, MigrationError> {
         let scratch = Scratch::create(&self.host.run_dir, &self.record.migration)?;
         let server = PageServer::bind().await?;
         let waiter = self.host.hooks.register();
         let tcp = self.request.tcp;
+        let lock = if self.host.network_lock_nftables() { Lock::Nftables } else { Lock::Usual };
         let mut environment = scratch.criu_environment(&Setup {
             program: &self.host.program,
             tcp,
+            lock,
             hook_socket: self.host.hooks.path(),
             token: waiter.token(),
         })?;

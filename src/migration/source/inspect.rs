@@ -159,7 +159,29 @@ fn state_reasons(container: &Container, bundle: &Bundle) -> Vec<Reason> {
             "continue it (kill -CONT) or detach the debugger",
         ));
     }
+    reasons.extend(traced_reason(container));
     reasons
+}
+
+/// A task has one tracer at most (ptrace(2)), and CRIU must be it. A tracer inside the container could not be restored either.
+fn traced_reason(container: &Container) -> Option<Reason> {
+    let traced: Vec<String> = container
+        .pids()
+        .into_iter()
+        .filter_map(|pid| {
+            let status = procfs::process::Process::new(pid).and_then(|process| process.status()).ok()?;
+            (status.tracerpid != 0).then(|| format!("pid {pid} by pid {}", status.tracerpid))
+        })
+        .collect();
+    (!traced.is_empty()).then(|| {
+        reason(
+            "task-traced",
+            "a process of the container is traced by a debugger or strace, and a dump must trace it itself"
+                .to_owned(),
+            format!("TracerPid in /proc/PID/status: {}", traced.join(", ")),
+            "detach the tracer, or end it",
+        )
+    })
 }
 
 /// Established connections in the container's network namespace (proc(5): state 01 in /proc/PID/net/tcp).

@@ -78,7 +78,8 @@ impl Source {
             loop {
                 match self.session.next().await {
                     Ok(Body::Resident(word)) if word.epoch == epoch => {
-                        resident_after_us = word.resident_after_us
+                        resident_after_us = word.resident_after_us;
+                        return;
                     }
                     Ok(_) => {}
                     Err(_) => return,

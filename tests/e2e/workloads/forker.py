@@ -1,126 +1,115 @@
-"""A process tree that forks and executes itself all the time, and carries its state from process to process.
+"""Forks and executes programs all the time; what is counted goes through pipes, memory and a file from one to the next.
 
-    forker.py [--lines 3] [--pause-ms 60] [--status /vol/forker.json]
+    forker.py [--mib 32] [--volume /vol]
 
-Each line is one process at a time, with memory that follows from its state. It forks: the child compares what it has
-inherited, goes to the next state and becomes a new program (exec) that makes its memory from that; the parent goes on
-changing its own copy meanwhile, compares it and ends. A state is a number and a digest of all states before, so a
-generation that is lost, run twice or run with a wrong state is noticed by the first process, which follows every line.
+    main ──fork── child that looks at memory it inherited, answers through a pipe, ends
+      └───exec── sh, which starts cat, which sends a number on
 
-The state is carried in a memfd.
+VOLUME/verify        write a word into it: every line of the file and all memory are checked, and
+VOLUME/report.json   says {"ok": true, "token": the word, "rounds": …}, or {"ok": false, "reason": …}.
 """
 
 import argparse
-import hashlib
 import mmap
 import os
-import struct
+import subprocess
 import sys
 import time
 
-from common import Broken, write_json
-
-STATE = struct.Struct("<Q32s")
-BLOCK = 256 << 10
-BLOCKS = 36  # 9 MiB
+from common import PAGE, Broken, Pages, pattern, write_json
 
 
-def first_state(line):
-    return 0, hashlib.sha256(b"line %d" % line).digest()
+class Forker:
+    def __init__(self, args):
+        self.volume, self.count = args.volume, (args.mib << 20) // PAGE
+        self.memory = mmap.mmap(-1, args.mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.pages = Pages(self.memory, 41, self.count, "memory of all generations")
+        self.pages.fill()
+        self.rounds = 0
+        self.lines = open(os.path.join(self.volume, "lines"), "w")
+
+    def executed(self):
+        """Another program, and one that it starts, add one to a number."""
+        script = "read n; echo $((n + 1)) | cat"
+        done = subprocess.run(["sh", "-c", script], input=f"{self.rounds}\n", stdout=subprocess.PIPE, text=True, check=True)
+        if done.stdout != f"{self.rounds + 1}\n":
+            raise Broken(f"{self.rounds} came back as {done.stdout!r}")
+
+    def forked(self):
+        """A child writes into memory that it shares until then, and answers; the parent changes the same page meanwhile."""
+        at = self.rounds % self.count
+        inherited = self.pages.seen[at]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(0.02)
+                self.pages.check(at)
+                self.pages.write(at, inherited + 1000)
+                self.pages.check(at)
+                for other in range(at, self.count, 97):
+                    self.pages.check(other)
+                os.write(writer, pattern(42, self.rounds, 0, 4000))
+                os._exit(0)
+            except Broken as error:
+                print(error, file=sys.stderr)
+                os.write(writer, str(error).encode())
+                os._exit(1)
+        os.close(writer)
+        self.pages.write(at, inherited + 1)
+        said = b""
+        while more := os.read(reader, 65536):
+            said += more
+        os.close(reader)
+        _, status = os.waitpid(child, 0)
+        if status or said != pattern(42, self.rounds, 0, 4000):
+            raise Broken(f"round {self.rounds}: the child ended with {status} and said {said[:200]!r}")
+        self.pages.check(at)
+
+    def step(self):
+        self.executed()
+        self.forked()
+        self.rounds += 1
+        self.lines.write(f"{self.rounds}\n")
+        self.lines.flush()
+
+    def check_all(self):
+        self.pages.check_all()
+        with open(os.path.join(self.volume, "lines")) as file:
+            found = [int(line) for line in file]
+        if found != list(range(1, self.rounds + 1)):
+            raise Broken(f"of {self.rounds} lines {len(found)} are there, or not in order")
 
 
-def next_state(number, digest):
-    return number + 1, hashlib.sha256(digest + struct.pack("<Q", number)).digest()
-
-
-def content(digest, at):
-    block = hashlib.shake_128(digest).digest(BLOCK)
-    return lambda number: struct.pack("<QQ", number, at) + block[16:]
-
-
-def compare(memory, expected, who):
-    for number in range(BLOCKS):
-        if memory[number * BLOCK:(number + 1) * BLOCK] != expected(number):
-            raise Broken(f"{who}: block {number} of its memory does not follow from its state")
-
-
-def fill(memory, expected):
-    for number in range(BLOCKS):
-        memory[number * BLOCK:(number + 1) * BLOCK] = expected(number)
-
-
-def generation(args):
-    """One process of a line; never returns."""
-    number, digest = STATE.unpack(os.pread(args.state, STATE.size, 0))
-    memory = mmap.mmap(-1, BLOCKS * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    before, after = content(digest, 0), content(digest, 1)
-    fill(memory, before)
-    time.sleep(args.pause_ms / 1e3)
-    if os.fork() == 0:
-        compare(memory, before, f"line {args.line}, the child of generation {number}")
-        os.pwrite(args.state, STATE.pack(*next_state(number, digest)), 0)
-        os.execv(sys.executable, [sys.executable, "-u", *sys.argv])
-    fill(memory, after)
-    time.sleep(args.pause_ms / 1e3)
-    compare(memory, after, f"line {args.line}, generation {number}")
-    os._exit(0)
-
-
-def start(args, line):
-    state = os.memfd_create(f"line {line}", 0)
-    os.pwrite(state, STATE.pack(*first_state(line)), 0)
-    if os.fork() == 0:
-        more = ["--line", str(line), "--state", str(state)]
-        os.execv(sys.executable, [sys.executable, "-u", *sys.argv, *more])
-    return state
-
-
-def follow(args, states):
-    """The first process: inherits all that end, and follows every line."""
-    known = [first_state(line) for line in range(args.lines)]
-    ended, said = 0, 0.0
-    while True:
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            ended += 1
-            if status != 0:
-                raise Broken(f"process {pid} ended with status {status}")
-        for line, state in enumerate(states):
-            number, digest = STATE.unpack(os.pread(state, STATE.size, 0))
-            while known[line][0] < number:
-                known[line] = next_state(*known[line])
-            if known[line] != (number, digest):
-                raise Broken(f"line {line} is at {number}, but its first process is at {known[line][0]} with another digest")
-        if time.monotonic() - said > 0.1:
-            said = time.monotonic()
-            write_json(args.status, {"ok": True, "generations": [number for number, _ in known], "ended": ended,
-                                     "unix_ms": time.time() * 1e3})
-        time.sleep(0.01)
+def asked(volume):
+    try:
+        with open(os.path.join(volume, "verify")) as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lines", type=int, default=3)
-    parser.add_argument("--pause-ms", type=float, default=60)
-    parser.add_argument("--status", default="/vol/forker.json")
-    parser.add_argument("--line", type=int)
-    parser.add_argument("--state", type=int)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=32)
+    parser.add_argument("--volume", default="/vol")
     args = parser.parse_args()
+    report, said = os.path.join(args.volume, "report.json"), ""
+    forker = Forker(args)
     try:
-        if args.line is not None:
-            generation(args)
-        follow(args, [start(args, line) for line in range(args.lines)])
-    except Exception as error:  # whatever it is: a workload that stopped checking must not look healthy
+        while True:
+            forker.step()
+            token = asked(args.volume)
+            if token != said:
+                forker.check_all()
+                said = token
+                write_json(report, {"ok": True, "token": token, "rounds": forker.rounds, "checked": forker.pages.checked})
+            time.sleep(0.005)
+    except (Broken, OSError, subprocess.SubprocessError) as error:
         reason = f"{type(error).__name__}: {error}"
-        try:
-            with open(os.path.join(os.path.dirname(args.status), "failure.json"), "x") as file:
-                file.write('{"ok": false, "reason": "%s"}\n' % reason.replace('"', "'"))
-        except FileExistsError:
-            pass
-        print(reason, file=sys.stderr)
-        os._exit(1)
+    while True:
+        write_json(report, {"ok": False, "token": asked(args.volume), "reason": reason})
+        time.sleep(0.1)
 
 
 main()

@@ -1,6 +1,6 @@
 """An outside client that says how Redis serves over time: commands a second, and how long requests of a fixed rate take.
 
-    redis_load.py HOST --report FILE [--rate 1000] [--keys 10000] [--value-bytes 256] [--sample-ms 20] [--bgsave-ms 200]
+    redis_load.py HOST --report FILE [--rate 1000] [--keys 10000] [--value-bytes 256] [--sample-ms 20]
 
 `--rate` requests a second are sent over one connection whether or not the last answer is there (open loop); a latency counts
 from the moment at which the request was due. SETs and GETs of `load:NUMBER` take turns, and every GET must answer what was
@@ -33,7 +33,7 @@ class Load:
         self.stop = False
         self.reason = None
         self.samples, self.latencies = [], []
-        self.sent = self.saves = 0
+        self.sent = 0
         self.random = random.Random(1)
         self.body = bytes(self.random.randrange(33, 127) for _ in range(args.value_bytes))
         self.values = [self.value(number, 0) for number in range(args.keys)]
@@ -51,26 +51,14 @@ class Load:
 
     def sample(self):
         try:
-            redis, saved = Redis(self.args.host, timeout=120), 0.0
+            redis = Redis(self.args.host, timeout=120)
             while not self.stop:
                 info = redis.call("INFO", "stats").decode()
                 commands = next(line for line in info.splitlines() if line.startswith("total_commands_processed:"))
                 self.samples.append((time.time() * 1e3, int(commands.split(":")[1])))
-                if self.args.bgsave_ms and time.monotonic() - saved > self.args.bgsave_ms / 1e3:
-                    saved = time.monotonic()
-                    self.save(redis)
                 time.sleep(self.args.sample_ms / 1e3)
         except (OSError, Broken) as error:
             self.fail(f"the sampling connection: {error}")
-
-    def save(self, redis):
-        """Redis forks, and the child writes all of it to a file."""
-        try:
-            redis.call("BGSAVE")
-            self.saves += 1
-        except Broken:
-            # The one before is not done yet.
-            pass
 
     def fail(self, reason):
         self.reason = self.reason or reason
@@ -133,7 +121,7 @@ class Load:
     def report(self):
         write_json(self.args.report, {
             "ok": self.reason is None and len(self.samples) > 1, "reason": self.reason, "sent": self.sent,
-            "replies": len(self.latencies), "saves": self.saves, "samples": self.samples, "latencies": self.latencies})
+            "replies": len(self.latencies), "samples": self.samples, "latencies": self.latencies})
 
 
 def main():
@@ -144,7 +132,6 @@ def main():
     parser.add_argument("--keys", type=int, default=10000)
     parser.add_argument("--value-bytes", type=int, default=256)
     parser.add_argument("--sample-ms", type=float, default=20)
-    parser.add_argument("--bgsave-ms", type=float, default=0, help="how often Redis is asked to save in the background")
     load = Load(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: setattr(load, "stop", True))
     sampler = threading.Thread(target=load.sample, daemon=True)
