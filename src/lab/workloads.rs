@@ -19,13 +19,13 @@ const FILES: &[(&str, &str)] = &[
     ("zero.py", include_str!("../../tests/e2e/workloads/zero.py")),
     ("dirty.py", include_str!("../../tests/e2e/workloads/dirty.py")),
     ("undumpable.py", include_str!("../../tests/e2e/workloads/undumpable.py")),
-    ("kinds.py", include_str!("../../tests/e2e/workloads/kinds.py")),
     ("memory.py", include_str!("../../tests/e2e/workloads/memory.py")),
     ("redis_load.py", include_str!("../../tests/e2e/workloads/redis_load.py")),
     ("mapfuzz.py", include_str!("../../tests/e2e/workloads/mapfuzz.py")),
     ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
     ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
     ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
+    ("generations.py", include_str!("../../tests/e2e/workloads/generations.py")),
 ];
 
 /// Writes the programs into a folder, which is made.

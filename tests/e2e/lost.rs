@@ -116,13 +116,6 @@ fn a_filter_that_ends_whoever_makes_a_userfaultfd_does_not_end_the_program() {
 }
 
 #[test]
-fn reserved_huge_pages_arrive_where_there_are_any() {
-    let pool = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
-    // The pool is the machine's and not ours to change.
-    println!("skipped: the kernel's pool has {} huge pages, and nothing here may fill it", pool.trim());
-}
-
-#[test]
 fn a_tree_that_forks_and_executes_all_the_time_moves_and_comes_back() {
     let cluster = cluster("forker");
     let spec = ContainerSpec::workload(id("forker"), "forker.py", &["--mib", "48"]);

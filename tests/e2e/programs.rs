@@ -77,7 +77,7 @@ impl<'a> Program<'a> {
                     return found.clone();
                 }
             }
-            let failure = self.read("failure.json");
+            let failure = self.complaint();
             assert!(failure.is_none(), "{} on {}: {failure:#?}", self.id, self.host);
             assert!(
                 Instant::now() < until,
@@ -89,6 +89,30 @@ impl<'a> Program<'a> {
         }
     }
 
+    /// Makes it change a page behind its own back, and waits until it has found that; returns what it says.
+    #[track_caller]
+    pub(crate) fn spoil(&self) -> Value {
+        self.shell("touch /vol/spoil");
+        let until = Instant::now() + REPORT_WITHIN;
+        loop {
+            if let Some(complaint) = self.complaint() {
+                return complaint;
+            }
+            assert!(Instant::now() < until, "a spoilt page was not noticed");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What it said before it ended, if it did: its container is gone then, the files are not.
+    fn complaint(&self) -> Option<Value> {
+        let host = self.cluster.host(self.host).unwrap();
+        let folders =
+            ["/var/lib/decamp/containers/ID/volumes/0", "/var/lib/decamp-lab-containers/ID/volumes/vol"];
+        let paths =
+            folders.map(|folder| host.outer_path(&folder.replace("ID", &self.id)).join("failure.json"));
+        paths.iter().find_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
+    }
+
     /// Moves it to the other host; returns the summary.
     #[track_caller]
     pub(crate) fn move_over(&mut self, more: &[&str]) -> Value {
@@ -96,8 +120,9 @@ impl<'a> Program<'a> {
         let ended = Moving::start(self.cluster, self.host, &self.id, to, more).end();
         if ended.code != 0 {
             let (source, destination) = (self.cluster.agent_log(self.host), self.cluster.agent_log(to));
+            let complaint = self.complaint();
             panic!(
-                "{} to {to}: {}\n{}\n--- {}\n{source}\n--- {to}\n{destination}",
+                "{} to {to}: {}; it says {complaint:#?}\n{}\n--- {}\n{source}\n--- {to}\n{destination}",
                 self.id, ended.code, ended.text, self.host
             );
         }
@@ -122,10 +147,18 @@ fn run(command: &mut Command, remedy: &str) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Compiles the mapping fuzzer for the containers of a lab: /workloads/mapfuzz. Static, because their C library is another one.
+pub(crate) fn compile_fuzzer(cluster: &Cluster) {
+    let (source, to) = (sources().join("mapfuzz.c"), workloads(cluster).join("mapfuzz"));
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-static", "-pthread", "-o"]).arg(to).arg(source);
+    run(&mut cc, "deploy/setup.sh installs a C compiler");
+}
+
 /// Compiles the Java program for the containers of a lab, and makes a small Java runtime for it: /workloads/java.
 pub(crate) fn compile_java(cluster: &Cluster) {
     let to = workloads(cluster).join("java");
-    let remedy = "deploy/test.sh installs a JDK";
+    let remedy = "deploy/setup.sh installs a JDK";
     let mut javac = Command::new("javac");
     run(javac.arg("-d").arg(to.join("classes")).arg(sources().join("Heap.java")), remedy);
     let mut jlink = Command::new("jlink");
