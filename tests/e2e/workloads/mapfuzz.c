@@ -81,13 +81,32 @@ static void resize_shadow(struct thread *t, struct region *r, size_t pages)
     r->pages = pages;
 }
 
+/* Ends it; says which mappings the kernel sees where this one should be. */
+static void die_remapping(const char *what, struct region *r)
+{
+    int error = errno, used = 0, inside = 0;
+    char line[512], seen[400] = "";
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    while (smaps && fgets(line, sizeof line, smaps)) {
+        unsigned long from, to;
+        char flags[64];
+        if (sscanf(line, "%lx-%lx", &from, &to) == 2)
+            inside = from < (uintptr_t)r->at + r->pages * PAGE && to > (uintptr_t)r->at;
+        if (inside && sscanf(line, "%lx-%lx", &from, &to) == 2 && used < 300)
+            used += snprintf(seen + used, sizeof seen - used, " %lx-%lx", from, to);
+        if (inside && sscanf(line, "VmFlags: %63[^\n]", flags) == 1 && used < 300)
+            used += snprintf(seen + used, sizeof seen - used, " (%s)", flags);
+    }
+    die("%s: %s: %p has %zu pages, the kernel has%s", what, strerror(error), (void *)r->at, r->pages, seen);
+}
+
 static void move(struct region *r)
 {
     /* A reserved place that mremap maps over. */
     void *to = map(NULL, r->pages, PROT_NONE, MAP_NORESERVE);
     void *got = mremap(r->at, r->pages * PAGE, r->pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
     if (got == MAP_FAILED)
-        die("mremap to another place: %s", strerror(errno));
+        die_remapping("mremap to another place", r);
     r->at = got;
 }
 
@@ -98,7 +117,7 @@ static void grow(struct thread *t, struct region *r)
         return;
     void *got = mremap(r->at, r->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
     if (got == MAP_FAILED)
-        die("mremap to %zu pages: %s", pages, strerror(errno));
+        die_remapping("mremap to more pages", r);
     r->at = got;
     resize_shadow(t, r, pages);
 }
@@ -107,7 +126,7 @@ static void shrink(struct thread *t, struct region *r)
 {
     size_t pages = 1 + below(t, r->pages);
     if (mremap(r->at, r->pages * PAGE, pages * PAGE, 0) == MAP_FAILED)
-        die("mremap to fewer pages: %s", strerror(errno));
+        die_remapping("mremap to fewer pages", r);
     resize_shadow(t, r, pages);
 }
 
@@ -118,7 +137,7 @@ static void leave(struct thread *t, struct region *r)
         return;
     void *got = mremap(r->at, r->pages * PAGE, r->pages * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
     if (got == MAP_FAILED)
-        die("mremap without unmapping: %s", strerror(errno));
+        die_remapping("mremap without unmapping", r);
     struct region *there = add(t, got, shadow_of(r->pages), r->pages, r->prot, 1);
     memcpy(there->shadow, r->shadow, r->pages * 8);
     memset(r->shadow, 0, r->pages * 8);
