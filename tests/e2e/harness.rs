@@ -6,7 +6,7 @@ use decamp::lab::{Cluster, ContainerSpec, LabOptions, Output};
 use decamp::model::ContainerId;
 
 /// How long one migration in a test may take.
-pub(crate) const MIGRATION: Duration = Duration::from_secs(120);
+pub(crate) const MIGRATION: Duration = Duration::from_secs(300);
 
 /// Opens two hosts with agents; the name makes the lab unique among tests that run at once.
 pub(crate) fn cluster(name: &str) -> Cluster {

@@ -53,7 +53,11 @@ pub(crate) fn trips(count: usize) -> impl Iterator<Item = (&'static str, &'stati
 #[test]
 fn a_program_that_changes_its_mappings_all_the_time_moves_twenty_times() {
     let cluster = cluster("mapfuzz");
-    let spec = ContainerSpec::workload(id("mapfuzz"), "mapfuzz.py", &["--seed", "1"]);
+    let spec = ContainerSpec::workload(
+        id("mapfuzz"),
+        "mapfuzz.py",
+        &["--seed", "1", "--threads", "2", "--mib", "32"],
+    );
     cluster.lab.run_container("node-a", &spec).unwrap();
     println!("{}", verify(&cluster, "node-a", "mapfuzz", "start"));
     let mut lazy = 0;
