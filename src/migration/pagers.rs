@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -16,7 +17,10 @@ use super::{Host, MigrationError, unix_ms};
 use crate::model::ContainerId;
 use crate::pager::{Pager, PagerHandle, PagerSpec, PagerState};
 use crate::rpc::v1::{Failure, HistoryEntry};
+use crate::runtime::Container;
 use crate::telemetry;
+
+const KILL_WITHIN: Duration = Duration::from_secs(30);
 
 /// The table.
 #[derive(Debug, Default)]
@@ -131,7 +135,7 @@ impl Pagers {
                 Ok(PagerState::Failed(why)) => tracing::error!(container = %id, why, "its pager failed"),
                 Ok(_) => {
                     if let Some(report) = handle.report() {
-                        let seconds = std::time::Duration::from_millis(report.after_ms).as_secs_f64();
+                        let seconds = Duration::from_millis(report.after_ms).as_secs_f64();
                         metrics::histogram!(telemetry::RESIDENT_SECONDS).record(seconds);
                         tracing::info!(container = %id, after_ms = report.after_ms, pages = report.pages_total,
                             faults = report.faults, "all memory is here");
@@ -172,6 +176,13 @@ impl Pagers {
 /// A pager was killed before it had installed everything. It, or what watched it, has stopped the container.
 async fn lost(host: &Arc<Host>, id: &ContainerId, handle: &PagerHandle) {
     metrics::counter!(telemetry::PAGERS_LOST).increment(1);
+    // Whoever wrote a report has stopped it. Without one, both processes died at once.
+    if handle.report().is_none()
+        && let Ok(container) = Container::read(&host.runc.root, id)
+        && let Err(error) = container.freezer.kill_all(KILL_WITHIN).await
+    {
+        tracing::error!(container = %id, %error, "it reads zeros where pages are missing, and could not be killed");
+    }
     let report = handle.report().map(|it| (it.pages_missing, it.why));
     let (missing, why) = report.unwrap_or_else(|| (0, "its pager left no report".to_owned()));
     tracing::error!(container = %id, missing, why, "the container lost its pager and was stopped");
