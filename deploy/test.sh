@@ -17,6 +17,8 @@ stage() {
 [ -r "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
 export DECAMP_PROFILE=dev
 stage set-up deploy/setup.sh
+# One end-to-end test moves a Java heap.
+command -v javac >/dev/null || stage java env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends openjdk-17-jdk-headless
 stage format cargo fmt --check
 stage lints cargo clippy --locked --all-targets -- -D warnings
 stage documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

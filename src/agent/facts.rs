@@ -1,5 +1,7 @@
 //! What this host is and can do; what is missing becomes a reason that every migration is refused with.
 
+use std::path::Path;
+
 use crate::config::Config;
 use crate::criu;
 use crate::memory::MixedTracker;
@@ -8,6 +10,9 @@ use crate::model::{LAZY_PAGES, PAGE_SIZE, TRACKER_USERFAULTFD};
 use crate::pager;
 use crate::rpc::v1::{HostFacts, Reason};
 use crate::runtime::Runc;
+
+/// This program itself.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// Looks once, at the start.
 pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reason>) {
@@ -51,29 +56,15 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_default();
-    let cgroup = if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        "cgroup-v2"
-    } else {
-        "cgroup-v1"
-    };
-    let mut capabilities = vec!["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
-    match MixedTracker::probe(std::path::Path::new("/proc/self/exe")) {
-        Ok(tracker) if tracker.unavailable().is_none() => capabilities.push(TRACKER_USERFAULTFD),
-        Ok(tracker) => tracing::info!(why = tracker.unavailable(), "changed pages are found by hashing all"),
-        Err(error) => problem(
+    if let Err(error) = MixedTracker::probe(Path::new(PROGRAM)) {
+        problem(
             "pagemap",
             "the kernel does not tell which pages a process has",
             chain(&error),
             "use a kernel with /proc/PID/pagemap, and run the agent as root",
-        ),
+        );
     }
-    match pager::probe() {
-        Ok(()) => capabilities.push(LAZY_PAGES),
-        Err(error) => tracing::info!(%error, "containers arrive with all their pages, which takes longer"),
-    }
-    if criu::knows_nftables(&config.runtime.criu).await {
-        capabilities.push(NETWORK_LOCK_NFTABLES);
-    }
+    let capabilities = capabilities(config).await;
     let facts = HostFacts {
         host: config.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -86,4 +77,24 @@ pub(super) async fn gather(config: &Config, runc: &Runc) -> (HostFacts, Vec<Reas
         protocol_versions: crate::protocol::VERSIONS.to_vec(),
     };
     (facts, problems)
+}
+
+/// What works here beyond the least.
+async fn capabilities(config: &Config) -> Vec<&'static str> {
+    let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let cgroup = if cgroup_v2 { "cgroup-v2" } else { "cgroup-v1" };
+    let mut found = vec!["tracker-content-hash", "zstd", "tcp-established", "file-rounds", cgroup];
+    match MixedTracker::probe(Path::new(PROGRAM)) {
+        Ok(tracker) if tracker.unavailable().is_none() => found.push(TRACKER_USERFAULTFD),
+        Ok(tracker) => tracing::info!(why = tracker.unavailable(), "changed pages are found by hashing all"),
+        Err(error) => tracing::debug!(%error, "told among the problems"),
+    }
+    match pager::probe() {
+        Ok(()) => found.push(LAZY_PAGES),
+        Err(error) => tracing::info!(%error, "containers arrive with all their pages, which takes longer"),
+    }
+    if criu::knows_nftables(&config.runtime.criu).await {
+        found.push(NETWORK_LOCK_NFTABLES);
+    }
+    found
 }

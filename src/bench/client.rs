@@ -66,8 +66,8 @@ impl Client {
         self.process.signal(Signal::SIGTERM);
         self.process.wait(DEADLINE)?;
         let bytes = std::fs::read(self.host.outer_path(&self.report)).map_err(|_| self.silent())?;
-        let report: Value =
-            serde_json::from_slice(&bytes).map_err(|error| BenchError::silent(self.program, error))?;
+        let report: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| BenchError::silent(self.program, error.to_string()))?;
         if report["ok"] == true {
             return Ok(report);
         }

@@ -56,8 +56,8 @@ impl BenchError {
     }
 
     /// Something did not report.
-    pub(super) fn silent(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::NoReport { what: what.into(), why: why.to_string() }
+    pub(super) fn silent(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::NoReport { what: what.into(), why: why.into() }
     }
 }
 

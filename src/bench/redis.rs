@@ -159,7 +159,8 @@ fn tool(client: &Host, program: &str, args: &[&str]) -> Result<Value, BenchError
 /// What the ticker in the container saw.
 fn inside_gap(host: &Host, id: &ContainerId, span: (f64, f64)) -> Result<f64, BenchError> {
     let text = host.exec(&["runc", "exec", id.as_str(), "cat", "/data/gap.json"])?;
-    let report = serde_json::from_str(&text).map_err(|error| BenchError::silent("gap.py", error))?;
+    let report =
+        serde_json::from_str(&text).map_err(|error| BenchError::silent("gap.py", error.to_string()))?;
     let gap = subject::longest_gap_ms(&report, "real_ms", span);
     gap.ok_or_else(|| BenchError::silent("gap.py", "no gap began during the migration"))
 }

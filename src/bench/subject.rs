@@ -22,7 +22,7 @@ pub(super) fn identity(mode: &str, number: u32) -> Result<(ContainerId, Ipv4Addr
     let id = name
         .as_str()
         .try_into()
-        .map_err(|error: crate::model::id::BadName| BenchError::silent(&name, error))?;
+        .map_err(|error: crate::model::id::BadName| BenchError::silent(&name, error.to_string()))?;
     let octet = u8::try_from(number % OCTETS).unwrap_or(0) + FIRST_OCTET;
     Ok((id, Ipv4Addr::new(10, 77, 0, octet)))
 }
@@ -39,12 +39,12 @@ pub(super) fn wait_until_filled(host: &Host, id: &ContainerId) -> Result<(), Ben
     let until = Instant::now() + DEADLINE;
     while Instant::now() < until {
         if let Ok(text) = std::fs::read_to_string(&path) {
-            let status: Value =
-                serde_json::from_str(&text).map_err(|error| BenchError::silent("memory.py", error))?;
+            let status: Value = serde_json::from_str(&text)
+                .map_err(|error| BenchError::silent("memory.py", error.to_string()))?;
             if status["ok"] == true {
                 return Ok(());
             }
-            return Err(BenchError::silent("memory.py", &status["reason"]));
+            return Err(BenchError::silent("memory.py", status["reason"].to_string()));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -112,6 +112,14 @@ impl HidePlan {
             .collect()
     }
 
+    /// The mappings of a process that CRIU never dumps, because the kernel may drop their pages at any time (MAP_DROPPABLE;
+    /// criu/mem.c, `generate_vma_iovs`), ascending. Those that were made since the look are not among them.
+    #[must_use]
+    pub fn never_dumped(&self, pid: i32) -> Vec<PageRange> {
+        let droppable = |looked: &&Looked| looked.flags.split(|byte| *byte == b' ').any(|flag| flag == b"dp");
+        self.processes.get(&pid).into_iter().flatten().filter(droppable).map(|looked| looked.pages).collect()
+    }
+
     /// Hides only what `may` agrees to, of all that is eligible; the copy of smaps stays whole.
     pub fn restrict(&mut self, mut may: impl FnMut(i32, PageRange) -> bool) {
         for (pid, mappings) in &mut self.processes {

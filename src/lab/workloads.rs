@@ -25,6 +25,7 @@ const FILES: &[(&str, &str)] = &[
     ("holder.py", include_str!("../../tests/e2e/workloads/holder.py")),
     ("forker.py", include_str!("../../tests/e2e/workloads/forker.py")),
     ("tracer.py", include_str!("../../tests/e2e/workloads/tracer.py")),
+    ("generations.py", include_str!("../../tests/e2e/workloads/generations.py")),
 ];
 
 /// Writes the programs into a folder, which is made.

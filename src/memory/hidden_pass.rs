@@ -30,7 +30,8 @@ pub(super) type HiddenParts = HashMap<ObjectId, HiddenPart>;
 impl PagePlane {
     /// Brings what CRIU did not deliver of one stopped process: the mappings that it was not shown, and whatever else is missing,
     /// which is nothing unless decamp has a bug. `survey` is the tracker's last look at the hidden mappings; pages of `eager` are
-    /// laid out for the pages image instead of being installed later. Returns when all that differs is queued.
+    /// laid out for the pages image instead of being installed later; nothing is missed in `left_out` (ascending), where CRIU
+    /// leaves pages behind on purpose. Returns when all that differs is queued.
     ///
     /// # Errors
     /// [`MemoryError::FinalPages`] when a page of a stopped process cannot be read; otherwise as for a round.
@@ -40,18 +41,23 @@ impl PagePlane {
         hidden: &[PageRange],
         survey: Survey,
         eager: &[PageIndex],
+        left_out: &[PageRange],
         tracker: &Arc<dyn Tracker>,
     ) -> Result<(), MemoryError> {
         let object = ObjectId::Task(process.vpid);
         let delivered = self.final_pass.as_ref().map(|pass| pass.delivered(object)).unwrap_or_default();
         let method = self.method;
-        let known = hidden.to_vec();
+        let mut known = [hidden, left_out].concat();
+        known.sort_unstable_by_key(|range| range.first);
         let look = move || invariant::missed(process, &known, &delivered, method);
         let missed = joined(tokio::task::spawn_blocking(look)).await??;
         let (mut hidden, mut eager, mut survey) = (hidden.to_vec(), eager.to_vec(), survey);
         if !missed.mappings.is_empty() {
             survey.task = missed.task;
             let pages: Vec<PageRange> = missed.mappings.iter().flat_map(|it| it.populated.clone()).collect();
+            let count: u64 = pages.iter().map(|range| range.count).sum();
+            tracing::error!(%object, pid = process.pid, count, mappings = ?missed.mappings, "CRIU was to dump these pages and did not");
+            Counters::add(&self.shared.counters.missed, count);
             eager.extend(pages.iter().flat_map(|range| range.iter()));
             eager.sort_unstable();
             hidden.extend(pages);

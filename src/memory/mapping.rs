@@ -116,6 +116,22 @@ pub(super) fn address_space(pid: i32, shared_device: (u64, u64)) -> io::Result<A
     })
 }
 
+/// The mappings of a task whose pages the kernel may drop at any time (MAP_DROPPABLE, Linux 6.11; `dp` in smaps): state of random
+/// number generators that is made anew when it is gone. Takes as long as reading smaps.
+pub(super) fn droppable(task: i32) -> io::Result<Vec<PageRange>> {
+    let text = fs::read(format!("/proc/{task}/smaps"))?;
+    let (mut found, mut last) = (Vec::new(), None);
+    for line in text.split(|byte| *byte == b'\n') {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let drops = flags.split(|byte| *byte == b' ').any(|flag| flag == b"dp");
+            found.extend(last.take().filter(|_| drops));
+        } else if let Some(line) = parse(line, (u64::MAX, u64::MAX)) {
+            last = Some(line.mapping.pages);
+        }
+    }
+    Ok(found)
+}
+
 /// One line of /proc/PID/maps; `None` for a mapping that is not ours to carry.
 fn parse(line: &[u8], shared_device: (u64, u64)) -> Option<Line> {
     let mut parts = line.splitn(6, |byte| *byte == b' ');

@@ -153,8 +153,8 @@ impl Pagers {
 /// A pager was killed before it had installed everything. It, or what watched it, has stopped the container.
 async fn lost(host: &Arc<Host>, id: &ContainerId, handle: &PagerHandle) {
     metrics::counter!(telemetry::PAGERS_LOST).increment(1);
-    let (missing, why) =
-        handle.report().map_or((0, "its pager left no report".to_owned()), |it| (it.pages_missing, it.why));
+    let report = handle.report().map(|it| (it.pages_missing, it.why));
+    let (missing, why) = report.unwrap_or_else(|| (0, "its pager left no report".to_owned()));
     tracing::error!(container = %id, missing, why, "the container lost its pager and was stopped");
     let entry = HistoryEntry {
         container: id.to_string(),

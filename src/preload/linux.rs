@@ -19,6 +19,7 @@ const MMAP: usize = 9;
 const MUNMAP: usize = 11;
 const IOCTL: usize = 16;
 const MREMAP: usize = 25;
+const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
 const OPENAT: usize = 257;
 const READLINKAT: usize = 267;
@@ -78,6 +79,23 @@ pub unsafe fn ioctl(fd: c_int, request: usize, argument: *mut c_void) -> c_int {
 pub unsafe fn openat(folder: c_int, path: *const core::ffi::c_char, flags: c_int, mode: u32) -> c_int {
     // SAFETY: the kernel checks the pointer itself.
     as_libc(unsafe { call(OPENAT, [folder as usize, path as usize, flags as usize, mode as usize, 0, 0]) })
+}
+
+/// `struct timespec`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Time {
+    pub seconds: i64,
+    pub nanoseconds: i64,
+}
+
+/// nanosleep(2) as libc offers it.
+///
+/// # Safety
+/// Both pointers are what the caller would have given the kernel anyway.
+pub unsafe fn nanosleep(request: *const Time, left: *mut Time) -> c_int {
+    // SAFETY: the kernel checks the pointers itself.
+    as_libc(unsafe { call(NANOSLEEP, [request as usize, left as usize, 0, 0, 0, 0]) })
 }
 
 /// An open file, closed when it goes out of scope.

@@ -12,6 +12,9 @@
 //!   (criu/proc_parse.c, parse_smaps)          │  each with the plan's VmFlags
 //!                                             └─ one is not ──▶ the kernel's smaps
 //! ```
+//! A third one costs time in every freeze: CRIU looks whether a freezer is done, and again only a tenth of a second later; nanosleep
+//! of exactly that length is shortened (`nap.rs`).
+//!
 //! What CRIU makes of it (v4.2): of smaps it reads the line of the range and `VmFlags:`, nothing else. Pages under guard markers
 //! (`MADV_GUARD_INSTALL`) are skipped in the query that is answered here and come from another one, over the whole address space
 //! (criu/mem.c, `collect_madv_guards`), which always reaches the kernel: hidden mappings keep their guards. Queries of 2 MiB
@@ -29,6 +32,7 @@
 //! not allocate (no allocator: memory comes from mmap and is checked), and calls nothing of libc that could be missing in another
 //! version: `getenv` and `__errno_location` only, everything else is a system call.
 
+pub mod nap;
 pub mod plan;
 
 /// The shared library, to be written beside the plan.

@@ -6,6 +6,7 @@
 #![no_std]
 
 mod linux;
+mod nap;
 mod plan;
 mod work;
 
@@ -26,6 +27,25 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: usize, argument: *mut c_void)
     }
     // SAFETY: the caller's own promise.
     unsafe { linux::ioctl(fd, request, argument) }
+}
+
+/// In front of nanosleep(3).
+///
+/// # Safety
+/// As nanosleep(3).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nanosleep(request: *const linux::Time, left: *mut linux::Time) -> c_int {
+    // SAFETY: not null, so a time by the caller's promise.
+    let asked = if request.is_null() { None } else { Some(unsafe { *request }) };
+    if let Some(linux::Time { seconds: 0, nanoseconds: nap::ASKED_NS }) = asked
+        && let Some(nanoseconds) = work::nap()
+    {
+        let shorter = linux::Time { seconds: 0, nanoseconds };
+        // SAFETY: our own time, and the caller's place for what is left.
+        return unsafe { linux::nanosleep(&raw const shorter, left) };
+    }
+    // SAFETY: the caller's own promise.
+    unsafe { linux::nanosleep(request, left) }
 }
 
 /// The descriptor to give instead of opening, if there is one.

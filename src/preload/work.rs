@@ -10,7 +10,7 @@
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering};
 
 use super::linux::{self, Fd, Text};
 use super::plan::{HIDDEN_BYTES_MIN, REPORT_SUFFIX, Section, TEXT_BYTES_MAX, VARIABLE, Walk, number};
@@ -96,6 +96,12 @@ fn is_criu() -> bool {
     let yes = name == Some(b"criu") && linux::variable(VARIABLE).is_some();
     ANSWER.store(if yes { 1 } else { 2 }, Ordering::Relaxed);
     yes
+}
+
+/// The length of CRIU's next nap at a freezer; none outside CRIU.
+pub fn nap() -> Option<i64> {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    is_criu().then(|| super::nap::length_ns(TAKEN.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// A C string on the stack.

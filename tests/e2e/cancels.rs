@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{cluster_with, everything, trouble_restores, wait_for_process, wrap_runc};
+use crate::harness::{cluster_with, everything, trouble_criu, trouble_restores, wait_for_process, wrap_runc};
 use crate::moving::Moving;
 use crate::subject::{IMPATIENT, Subject};
 
@@ -28,7 +28,7 @@ fn a_cancelled_migration_changes_nothing() {
     subject.assert_unharmed(&cluster);
 
     // While both sides hold.
-    trouble_restores(&cluster, "node-b", "sleep 1.27");
+    trouble_criu(&cluster, "node-b", "sleep 1.27");
     let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
     wait_for_process(&cluster, "node-b", "sleep 1.27");
     trouble_restores(&cluster, "node-b", "");

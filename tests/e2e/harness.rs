@@ -6,7 +6,7 @@ use decamp::lab::{Cluster, ContainerSpec, LabOptions, Output};
 use decamp::model::ContainerId;
 
 /// How long one migration in a test may take.
-pub(crate) const MIGRATION: Duration = Duration::from_secs(120);
+pub(crate) const MIGRATION: Duration = Duration::from_secs(300);
 
 /// Opens two hosts with agents; the name makes the lab unique among tests that run at once.
 pub(crate) fn cluster(name: &str) -> Cluster {
@@ -105,9 +105,19 @@ pub(crate) fn wrap_runc(cluster: &mut Cluster, host: &str) {
     reconfigure(cluster, host, |text| text + "[runtime]\nrunc = \"/etc/decamp/runc\"\n");
 }
 
-/// What the wrapper shall do before the next restores; nothing: no trouble.
+/// What the wrapper shall do before the next restores begin, which is when the source's dump does; nothing: no trouble.
 pub(crate) fn trouble_restores(cluster: &Cluster, host: &str, script: &str) {
     cluster.lab.write_file(host, "/run/restore-trouble", script.as_bytes(), 0o644).unwrap();
+}
+
+/// What CRIU's next restores shall do when all images are there and before any process is made: a hook of CRIU's own, which
+/// finds the images in `$CRTOOLS_IMAGE_DIR`.
+pub(crate) fn trouble_criu(cluster: &Cluster, host: &str, script: &str) {
+    let hook = format!(
+        "cat > /run/restore-hook <<'END'\n#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = pre-restore ] || exit 0\n{script}\nEND\n\
+         chmod +x /run/restore-hook\necho 'action-script /run/restore-hook' >> \"$CRIU_CONFIG_FILE\"\n"
+    );
+    trouble_restores(cluster, host, &hook);
 }
 
 /// Waits until a process whose command line contains this runs on a host.

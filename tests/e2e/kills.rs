@@ -5,7 +5,7 @@ use std::time::Duration;
 use decamp::lab::Cluster;
 use nix::sys::signal::Signal;
 
-use crate::harness::{cluster_with, trouble_restores, wait_for_process, wrap_runc};
+use crate::harness::{cluster_with, trouble_criu, trouble_restores, wait_for_process, wrap_runc};
 use crate::moving::Moving;
 use crate::subject::{IMPATIENT, Subject};
 
@@ -76,8 +76,27 @@ fn the_destination_is_killed_in_the_restore_and_at_the_hold() {
     cluster.lab.restart_agent("node-b").unwrap();
     destination_returns(&mut cluster, &subject, moving);
 
+    // CRIU is there and waits for its images, which the source, stopped, cannot send.
+    trouble_restores(&cluster, "node-b", "sleep 0.9");
+    let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
+    wait_for_process(&cluster, "node-b", "sleep 0.9");
+    cluster.lab.kill_agent("node-a", Signal::SIGSTOP).unwrap();
+    wait_for_process(&cluster, "node-b", "criu: restore");
+    kill(&mut cluster, "node-b");
+    cluster.lab.kill_agent("node-a", Signal::SIGCONT).unwrap();
+    trouble_restores(&cluster, "node-b", "");
+    destination_returns(&mut cluster, &subject, moving);
+
+    // CRIU has its images.
+    trouble_criu(&cluster, "node-b", "sleep 1.29");
+    let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
+    wait_for_process(&cluster, "node-b", "sleep 1.29");
+    kill(&mut cluster, "node-b");
+    trouble_restores(&cluster, "node-b", "");
+    destination_returns(&mut cluster, &subject, moving);
+
     // Everything is restored and held; the source, stopped, cannot commit.
-    trouble_restores(&cluster, "node-b", "sleep 0.5");
+    trouble_criu(&cluster, "node-b", "sleep 0.5");
     let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
     wait_for_process(&cluster, "node-b", "sleep 0.5");
     cluster.lab.kill_agent("node-a", Signal::SIGSTOP).unwrap();
@@ -111,7 +130,7 @@ fn the_source_is_killed_in_a_round_and_at_the_hold() {
     kill(&mut cluster, "node-a");
     returns(&mut cluster, moving);
 
-    trouble_restores(&cluster, "node-b", "sleep 1.25");
+    trouble_criu(&cluster, "node-b", "sleep 1.25");
     let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
     wait_for_process(&cluster, "node-b", "sleep 1.25");
     kill(&mut cluster, "node-a");

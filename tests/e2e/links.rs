@@ -1,6 +1,6 @@
 //! A link that is cut, in a memory round and while both sides hold.
 
-use crate::harness::{cluster_with, trouble_restores, wait_for_process, wrap_runc};
+use crate::harness::{cluster_with, trouble_criu, trouble_restores, wait_for_process, wrap_runc};
 use crate::moving::Moving;
 use crate::subject::{IMPATIENT, Subject};
 
@@ -19,7 +19,7 @@ fn a_cut_link_leaves_the_container_at_the_source() {
     cluster.lab.set_link("node-b", true).unwrap();
     subject.assert_unharmed(&cluster);
 
-    trouble_restores(&cluster, "node-b", "sleep 1.26");
+    trouble_criu(&cluster, "node-b", "sleep 1.26");
     let moving = Moving::start(&cluster, "node-a", id, "node-b", &[]);
     wait_for_process(&cluster, "node-b", "sleep 1.26");
     cluster.lab.set_link("node-b", false).unwrap();

@@ -53,7 +53,11 @@ pub(crate) fn trips(count: usize) -> impl Iterator<Item = (&'static str, &'stati
 #[test]
 fn a_program_that_changes_its_mappings_all_the_time_moves_twenty_times() {
     let cluster = cluster("mapfuzz");
-    let spec = ContainerSpec::workload(id("mapfuzz"), "mapfuzz.py", &["--seed", "1"]);
+    let spec = ContainerSpec::workload(
+        id("mapfuzz"),
+        "mapfuzz.py",
+        &["--seed", "1", "--threads", "2", "--mib", "32"],
+    );
     cluster.lab.run_container("node-a", &spec).unwrap();
     println!("{}", verify(&cluster, "node-a", "mapfuzz", "start"));
     let mut lazy = 0;
@@ -113,13 +117,6 @@ fn direct_reads_into_memory_arrive() {
 #[test]
 fn a_filter_that_ends_whoever_makes_a_userfaultfd_does_not_end_the_program() {
     holder_moves("seccomp", 64);
-}
-
-#[test]
-fn reserved_huge_pages_arrive_where_there_are_any() {
-    let pool = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
-    // The pool is the machine's and not ours to change.
-    println!("skipped: the kernel's pool has {} huge pages, and nothing here may fill it", pool.trim());
 }
 
 #[test]

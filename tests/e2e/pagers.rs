@@ -93,10 +93,10 @@ fn a_container_does_not_notice_that_the_agent_dies_while_its_pages_come() {
     // The source has its commit; how it ends without anybody to wait for is not what is asked here.
     println!("{}", moving.end().text.lines().last().unwrap_or_default());
     assert!(stopped(worker), "the pager outlives the agent");
+    kill(worker, Signal::SIGCONT).unwrap();
     cluster.lab.restart_agent(here).unwrap();
     let about = listed(&cluster, here, "fill-agent");
-    assert_eq!(about["memory_state"], "filling", "{about:#}\n{}", cluster.agent_log(here));
-    kill(worker, Signal::SIGCONT).unwrap();
+    assert_eq!(about["status"], "running", "{about:#}\n{}", cluster.agent_log(here));
     verify(&cluster, here, "fill-agent", "after-the-restart");
     until(
         || !matches!(listed(&cluster, here, "fill-agent")["memory_state"].as_str(), Some("filling" | "lost")),
@@ -127,10 +127,8 @@ fn a_container_whose_pager_is_killed_is_stopped_and_never_reads_zeros() {
     let about = listed(&cluster, here, "fill-pager");
     assert!(about.is_null() || about["memory_state"] == "lost", "{about:#}");
     // It never noticed anything wrong before it was stopped.
-    let report = format!(
-        "cat /var/lib/decamp/containers/fill-pager/volumes/0/report.json \
-                          /var/lib/decamp-lab-containers/fill-pager/volumes/vol/report.json 2>/dev/null || true"
-    );
+    let report = "cat /var/lib/decamp/containers/fill-pager/volumes/0/report.json \
+                          /var/lib/decamp-lab-containers/fill-pager/volumes/vol/report.json 2>/dev/null || true";
     let reports = cluster.host(here).unwrap().shell(&report).unwrap();
     assert!(!reports.contains("\"ok\": false"), "{reports}");
 

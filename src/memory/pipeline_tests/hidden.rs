@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::MIB_PAGES;
 use super::world::{Target, World, read_memory};
 use crate::memory::hidden_pass::difference;
-use crate::memory::scanner::{Plan, Source};
+use crate::memory::scanner::{Digester, Plan, Source};
 use crate::memory::{Ledger, MemoryError, Process, Survey, Tracker};
 use crate::model::layout::{ObjectLayout, PE_LAZY, PE_PRESENT};
 use crate::model::page::{ObjectId, PAGE_SIZE, PageIndex, PageRange};
@@ -55,7 +55,7 @@ async fn complete(world: &mut World, target: &Target, hidden: &[PageRange], eage
     let process = target.processes()[0];
     let survey = world.tracker.final_survey(process, hidden).unwrap();
     let tracker = Arc::clone(&world.tracker);
-    world.plane.complete_process(process, hidden, survey, eager, &tracker).await.unwrap();
+    world.plane.complete_process(process, hidden, survey, eager, &[], &tracker).await.unwrap();
 }
 
 fn of<'a>(layouts: &'a [ObjectLayout], target: &Target) -> &'a ObjectLayout {
@@ -109,9 +109,10 @@ async fn a_hidden_mapping_arrives_as_it_was_at_the_freeze() {
 async fn a_page_that_nobody_brought_is_found_counted_and_sent() {
     let mut target = Target::start();
     let data = target.map("a", 100, "private");
-    target.tell("noise a 0 60");
+    target.tell("noise a 0 71");
     let mut world = World::plain();
     world.round(&target).await.unwrap();
+    // One that the destination holds as it was, and one that it never saw.
     target.tell("noise a 70 2");
     target.freeze();
     let planted = PageRange { first: PageIndex(data.first.0 + 70), count: 2 };
@@ -119,12 +120,36 @@ async fn a_page_that_nobody_brought_is_found_counted_and_sent() {
     complete(&mut world, &target, &[], &[]).await;
     let (layouts, last) = world.plane.finish_final().await.unwrap();
     assert_eq!(last.pages_missed, 2, "{last:?}");
+    let mut digests = Vec::new();
+    Digester::default().digest(&target.memory(planted), &mut digests);
+    for (page, digest) in planted.iter().zip(digests) {
+        let held = world.plane.shared.ledger.digest(target.object(), page);
+        assert_eq!(held, Some(digest), "page {} is as it was in the last round", page.0 - data.first.0);
+    }
     let layout = of(&layouts, &target);
     assert_eq!((layout.pages_lazy(), layout.hidden.as_slice()), (0, &[planted][..]));
     let folder = tempfile::tempdir().unwrap();
     let stats = assemble(&world.store, &layouts, folder.path(), 1, 2, &AtomicBool::new(false)).unwrap();
     assert_eq!(stats.pages_verified, layouts.iter().map(ObjectLayout::pages_present).sum::<u64>());
     assert!(layout.runs.iter().any(|run| run.first <= planted.first.0 && run.end() > planted.first.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_the_kernel_may_drop_are_not_missed() {
+    let mut target = Target::start();
+    let droppable = target.map("d", 3, "droppable");
+    if droppable.first == PageIndex(0) {
+        println!("skipped: this kernel has no such mappings");
+        return;
+    }
+    target.tell("noise d 0 3");
+    let mut world = World::plain();
+    target.freeze();
+    dump(&mut world, &target, &[droppable]).await;
+    complete(&mut world, &target, &[], &[]).await;
+    let (layouts, last) = world.plane.finish_final().await.unwrap();
+    assert_eq!(last.pages_missed, 0, "{last:?}");
+    assert_eq!(of(&layouts, &target).hidden, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,10 +13,13 @@ def serve():
     for line in sys.stdin:
         word, *args = line.split()
         answer = "ok"
-        if word == "map":  # name pages private|shared
-            kind = mmap.MAP_SHARED if args[2] == "shared" else mmap.MAP_PRIVATE
-            region = regions[args[0]] = mmap.mmap(-1, int(args[1]) * 4096, kind | mmap.MAP_ANONYMOUS)
-            answer = str(address(region))
+        if word == "map":  # name pages private|shared|droppable
+            kind = {"private": mmap.MAP_PRIVATE, "shared": mmap.MAP_SHARED, "droppable": 8}[args[2]]
+            try:
+                region = regions[args[0]] = mmap.mmap(-1, int(args[1]) * 4096, kind | mmap.MAP_ANONYMOUS)
+                answer = str(address(region))
+            except OSError:
+                answer = "0"
         elif word == "noise":  # name first count
             first, count = int(args[1]) * 4096, int(args[2]) * 4096
             regions[args[0]][first:first + count] = os.urandom(count)

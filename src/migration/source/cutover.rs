@@ -120,11 +120,10 @@ impl Source {
             hook_socket: self.host.hooks.path(),
             token: waiter.token(),
         })?;
-        if self.hides() {
-            // Nothing yet: the plan is written at `pre-dump`, and read by the dump.
-            let hide = HidePlan::default().write(scratch.root());
-            environment.extend(hide.map_err(MigrationError::io("write a plan into", scratch.root()))?);
-        }
+        // Nothing is hidden yet: the plan is written at `pre-dump`, and read by the dump. Without one the object still sees to it
+        // that CRIU does not wait for the freezer longer than the freezer takes.
+        let hide = HidePlan::default().write(scratch.root());
+        environment.extend(hide.map_err(MigrationError::io("write a plan into", scratch.root()))?);
         let (sink, records) = mpsc::channel(PAGE_QUEUE);
         let run = self.host.runc.checkpoint(&Checkpoint {
             id: &self.request.container,

@@ -95,7 +95,8 @@ impl Source {
             hiding.processes.insert(process.pid, process);
             let ranges = hiding.hidden.get(&process.pid).cloned().unwrap_or_default();
             let (survey, eager) = self.look_at_hidden(process, ranges.clone()).await?;
-            self.plane.complete_process(process, &ranges, survey, &eager, &self.tracker).await?;
+            let left_out = hiding.plan.never_dumped(process.pid);
+            self.plane.complete_process(process, &ranges, survey, &eager, &left_out, &self.tracker).await?;
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ struct Source {
 pub async fn migrate(host: Arc<Host>, request: Request, progress: Progress, cancel: Cancel) -> Outcome {
     let guard = Guard::new(cancel, request.timeout);
     let id = request.container.clone();
-    match run(&host, request, &progress, guard).await {
+    match Box::pin(run(&host, request, &progress, guard)).await {
         Ok(summary) => {
             progress.enter(Phase::Completed);
             Outcome::Completed(Box::new(summary))

@@ -1,7 +1,7 @@
 /* The mapping fuzzer: threads that map, unmap, map over, move, grow, protect, advise and fork without end, and know at every
  * moment what each of their pages must hold.
  *
- *     mapfuzz [--seed N] [--threads N] [--pause-us N] [--dir /vol]
+ *     mapfuzz [--seed N] [--threads N] [--pause-us N] [--refused 0|1] [--dir /vol]
  *
  * Each thread has regions of its own. The shadow of a region has one word per page: 0, it reads as zeros; a key, it holds the
  * words that follow from the key; a key with MAYBE, it was freed lazily and holds either. Contents travel with the key when a
@@ -81,14 +81,45 @@ static void resize_shadow(struct thread *t, struct region *r, size_t pages)
     r->pages = pages;
 }
 
-static void move(struct region *r)
+/* A remapping was refused. Fatal, with the mappings that the kernel sees where this one should be; or, with --refused 1 and when
+ * those are several of which one is watched by a userfaultfd (EFAULT, mm/mremap.c), counted: what was asked for goes away. */
+static void refused(struct thread *t, struct region *r, const char *what, void *to)
+{
+    int error = errno, used = 0, inside = 0, mappings = 0;
+    char line[512], seen[400] = "";
+    FILE *smaps = fopen("/proc/self/smaps", "r");
+    while (smaps && fgets(line, sizeof line, smaps)) {
+        unsigned long from, to_end;
+        char flags[64];
+        if (sscanf(line, "%lx-%lx", &from, &to_end) == 2) {
+            inside = from < (uintptr_t)r->at + r->pages * PAGE && to_end > (uintptr_t)r->at;
+            mappings += inside;
+            if (inside && used < 300)
+                used += snprintf(seen + used, sizeof seen - used, " %lx-%lx", from, to_end);
+        } else if (inside && sscanf(line, "VmFlags: %63[^\n]", flags) == 1 && used < 300) {
+            used += snprintf(seen + used, sizeof seen - used, " (%s)", flags);
+        }
+    }
+    if (smaps)
+        fclose(smaps);
+    if (!may_be_refused || error != EFAULT || mappings < 2)
+        die("%s: %s: %p has %zu pages, the kernel has%s", what, strerror(error), (void *)r->at, r->pages, seen);
+    atomic_fetch_add(&refusals, 1);
+    munmap(r->at, r->pages * PAGE);
+    if (to)
+        unmap(to, r->pages);
+    forget(t, r);
+}
+
+static void move(struct thread *t, struct region *r)
 {
     /* A reserved place that mremap maps over. */
     void *to = map(NULL, r->pages, PROT_NONE, MAP_NORESERVE);
     void *got = mremap(r->at, r->pages * PAGE, r->pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
     if (got == MAP_FAILED)
-        die("mremap to another place: %s", strerror(errno));
-    r->at = got;
+        refused(t, r, "mremap to another place", to);
+    else
+        r->at = got;
 }
 
 static void grow(struct thread *t, struct region *r)
@@ -97,8 +128,10 @@ static void grow(struct thread *t, struct region *r)
     if (t->pages + pages - r->pages > PAGES_MAX)
         return;
     void *got = mremap(r->at, r->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
-    if (got == MAP_FAILED)
-        die("mremap to %zu pages: %s", pages, strerror(errno));
+    if (got == MAP_FAILED) {
+        refused(t, r, "mremap to more pages", NULL);
+        return;
+    }
     r->at = got;
     resize_shadow(t, r, pages);
 }
@@ -106,8 +139,10 @@ static void grow(struct thread *t, struct region *r)
 static void shrink(struct thread *t, struct region *r)
 {
     size_t pages = 1 + below(t, r->pages);
-    if (mremap(r->at, r->pages * PAGE, pages * PAGE, 0) == MAP_FAILED)
-        die("mremap to fewer pages: %s", strerror(errno));
+    if (mremap(r->at, r->pages * PAGE, pages * PAGE, 0) == MAP_FAILED) {
+        refused(t, r, "mremap to fewer pages", NULL);
+        return;
+    }
     resize_shadow(t, r, pages);
 }
 
@@ -117,8 +152,10 @@ static void leave(struct thread *t, struct region *r)
     if (t->count == REGIONS || t->pages + r->pages > PAGES_MAX)
         return;
     void *got = mremap(r->at, r->pages * PAGE, r->pages * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
-    if (got == MAP_FAILED)
-        die("mremap without unmapping: %s", strerror(errno));
+    if (got == MAP_FAILED) {
+        refused(t, r, "mremap without unmapping", NULL);
+        return;
+    }
     struct region *there = add(t, got, shadow_of(r->pages), r->pages, r->prot, 1);
     memcpy(there->shadow, r->shadow, r->pages * 8);
     memset(r->shadow, 0, r->pages * 8);
@@ -235,7 +272,7 @@ static void on_region(struct thread *t, struct region *r, int op)
         if (!r->whole)
             return;
         if (op == MOVE)
-            move(r);
+            move(t, r);
         else
             (op == GROW ? grow : op == SHRINK ? shrink : leave)(t, r);
         return;
@@ -328,8 +365,8 @@ static void status(const char *name, const char *token)
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     if (!atomic_load(&failed))
-        write_file(name, "{\"ok\": true, \"token\": \"%s\", \"seed\": %lu, \"unix_ms\": %.3f, \"ops\": %lu, \"pages_checked\": %lu%s}\n",
-                   token, seed, now.tv_sec * 1e3 + now.tv_nsec / 1e6, ops, checked, counts);
+        write_file(name, "{\"ok\": true, \"token\": \"%s\", \"seed\": %lu, \"unix_ms\": %.3f, \"ops\": %lu, \"pages_checked\": %lu, \"refused\": %d%s}\n",
+                   token, seed, now.tv_sec * 1e3 + now.tv_nsec / 1e6, ops, checked, atomic_load(&refusals), counts);
 }
 
 /* The word in DIR/verify; false when there is none or it is the last one. */
@@ -382,6 +419,8 @@ int main(int argc, char **argv)
             thread_count = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--pause-us"))
             pause_us = atol(argv[i + 1]);
+        else if (!strcmp(argv[i], "--refused"))
+            may_be_refused = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--dir"))
             dir = argv[i + 1];
     }

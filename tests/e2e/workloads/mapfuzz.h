@@ -61,6 +61,8 @@ static uint64_t seed = 1;
 static atomic_int wanted; /* verification that threads are asked for */
 static atomic_int spoil;
 static atomic_int failed;
+static int may_be_refused;
+static atomic_int refusals;
 
 static void write_file(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void write_file(const char *name, const char *format, ...)

@@ -1,6 +1,6 @@
 """Holds memory that cannot be compressed, knows what every page must contain, and measures its own gaps.
 
-    memory.py --mib 1024 [--rate 0] [--port 6379] [--status /vol/memory.json]
+    memory.py --mib 1024 [--rate 0] [--port 6379] [--status /vol/memory.json] [--hugetlb]
 
 One process with one loop, so that a container with this program and no memory costs a migration as little as possible. It
 wakes every millisecond, writes `--rate` pages a second (round and round through all of them, each with a new sequence
@@ -25,6 +25,8 @@ import time
 
 from common import HEAD, PAGE, Ticker, run_checked, write_json
 
+# asm-generic/hugetlb_encode.h, asm-generic/mman.h
+MAP_HUGETLB = 0x40000
 # Pages in the pool that contents are cut from: longer than what a compressor looks back over.
 POOL_PAGES = 2048
 # A new version takes its body from that far away in the pool.
@@ -34,12 +36,14 @@ STEP = 64
 
 
 class Memory:
-    def __init__(self, mib):
+    def __init__(self, mib, hugetlb):
         self.count = (mib << 20) // PAGE
-        self.pool = os.urandom(POOL_PAGES * PAGE)
+        # A container without memory has none for contents either.
+        self.pool = os.urandom(POOL_PAGES * PAGE) if self.count else b""
         self.pool_digest = hashlib.sha256(self.pool).hexdigest()
         self.seen = array.array("I", bytes(4 * self.count))
-        self.map = mmap.mmap(-1, max(self.count, 1) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (MAP_HUGETLB if hugetlb else 0)
+        self.map = mmap.mmap(-1, max(self.count, 1) * PAGE, flags=flags)
         self.written = 0
         for number in range(self.count):
             self.write(number)
@@ -84,7 +88,7 @@ class Memory:
 
 class Server:
     def __init__(self, args):
-        self.memory = Memory(args.mib)
+        self.memory = Memory(args.mib, args.hugetlb)
         self.rate = args.rate
         self.ticker = Ticker()
         self.counter = 0
@@ -189,6 +193,7 @@ def main():
     parser.add_argument("--rate", type=float, default=0)
     parser.add_argument("--port", type=int, default=6379)
     parser.add_argument("--status", default="/vol/memory.json")
+    parser.add_argument("--hugetlb", action="store_true", help="memory of huge pages from the kernel's pool")
     args = parser.parse_args()
 
     def work():
