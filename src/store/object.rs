@@ -16,7 +16,7 @@ use crate::sys::memfd::MemFile;
 
 /// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
 /// in each of many chunks.
-const CHUNK_BYTES: u64 = 512;
+const CHUNK_BYTES: u64 = 1024;
 /// Digests of so many pages are in one page of the file of digests.
 const DIGESTS_IN_PAGE: u64 = PAGE_BYTES / DIGEST_BYTES;
 const _: () = assert!(CHUNK_PAGES / DIGESTS_IN_PAGE <= 8);
