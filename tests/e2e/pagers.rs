@@ -129,7 +129,7 @@ fn a_container_whose_pager_is_killed_is_stopped_and_never_reads_zeros() {
     // It never noticed anything wrong before it was stopped.
     let report = "cat /var/lib/decamp/containers/fill-pager/volumes/0/report.json \
                           /var/lib/decamp-lab-containers/fill-pager/volumes/vol/report.json 2>/dev/null || true";
-    let reports = cluster.host(here).unwrap().shell(&report).unwrap();
+    let reports = cluster.host(here).unwrap().shell(report).unwrap();
     assert!(!reports.contains("\"ok\": false"), "{reports}");
 
     // The host takes others as before.
