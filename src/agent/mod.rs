@@ -35,7 +35,6 @@ use crate::quic::{Endpoint, Transport};
 use crate::rpc::v1::{HistoryEntry, Phase, event::Body};
 use crate::runtime::Runc;
 use crate::store::RetainedPages;
-use crate::sys::grace::GracePeriods;
 use crate::telemetry;
 
 /// How long migrations in flight may take to finish or roll back when the agent is told to stop.
@@ -125,10 +124,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
         journal: Journal::open(&config.state_dir.join("journal.redb"))?,
         hooks: HookHub::bind(&config.run_dir.join("hook.sock"))?,
         endpoint,
-        courtesy: Arc::new(migration::Courtesy::new(
-            config.migration.nice,
-            Some(GracePeriods::of_kernel(&config.run_dir)),
-        )),
+        courtesy: Arc::new(migration::Courtesy::new(config.migration.nice)),
         pagers: migration::Pagers::default(),
         retained: Arc::new(RetainedPages::new(config.store.retain_memory)),
         digests: DigestCache::new(),

@@ -5,11 +5,10 @@
 //! ```
 //! Rounds read, hash, encrypt and receive with what CPU time the containers leave; while one of them stands still because of us,
 //! every thread of the agent is as urgent as any other process. Nice values belong to threads, so all threads are set at each
-//! change; threads made later inherit. A freeze also asks the kernel to hurry ([`GracePeriods`]).
+//! change; threads made later inherit.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::sys::grace::GracePeriods;
 use crate::sys::priority;
 
 #[derive(Debug, Default)]
@@ -17,7 +16,6 @@ struct State {
     copying: usize,
     frozen: usize,
     nice: i32,
-    grace: Option<GracePeriods>,
 }
 
 /// Shared by all migrations of an agent.
@@ -41,10 +39,10 @@ pub struct Turn {
 }
 
 impl Courtesy {
-    /// `nice`: the value while only rounds are copied, 0 to 19. `grace`: what to hurry during a freeze.
+    /// `nice`: the value while only rounds are copied, 0 to 19.
     #[must_use]
-    pub fn new(nice: i32, grace: Option<GracePeriods>) -> Self {
-        Self { nice, state: Mutex::new(State { grace, ..State::default() }) }
+    pub fn new(nice: i32) -> Self {
+        Self { nice, state: Mutex::default() }
     }
 
     /// A migration copies while its container runs.
@@ -71,12 +69,6 @@ impl Courtesy {
             Kind::Frozen => &mut state.frozen,
         };
         *count = count.saturating_add_signed(by);
-        let frozen = state.frozen > 0;
-        match &mut state.grace {
-            Some(grace) if frozen => grace.hurry(),
-            Some(grace) => grace.relax(),
-            None => {}
-        }
         let wanted = if state.frozen == 0 && state.copying > 0 { self.nice } else { 0 };
         if wanted == state.nice {
             return;
@@ -106,7 +98,7 @@ mod tests {
     #[test]
     fn a_freeze_is_urgent_whatever_else_is_copied() {
         // 1: the other tests of this process share its threads.
-        let courtesy = Arc::new(Courtesy::new(1, None));
+        let courtesy = Arc::new(Courtesy::new(1));
         let copying = courtesy.copying();
         assert_eq!(state(&courtesy), 1);
         let frozen = courtesy.frozen();

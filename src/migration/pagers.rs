@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::{Host, MigrationError, unix_ms};
 use crate::model::ContainerId;
@@ -20,7 +21,21 @@ use crate::telemetry;
 /// The table.
 #[derive(Debug, Default)]
 pub struct Pagers {
-    table: Mutex<HashMap<ContainerId, watch::Receiver<PagerState>>>,
+    table: Mutex<HashMap<ContainerId, Followed>>,
+}
+
+/// A pager and the task that follows it. The next pager of the same container has the same folder, so a task that is not wanted any
+/// more must end: it would take the one for the other.
+#[derive(Debug)]
+struct Followed {
+    state: watch::Receiver<PagerState>,
+    task: AbortHandle,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 fn all(run_dir: &Path) -> PathBuf {
@@ -72,14 +87,14 @@ pub(super) async fn forget(host: &Host, id: &ContainerId) {
 }
 
 impl Pagers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, watch::Receiver<PagerState>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Followed>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far a container's memory is; `None`: all of it is here, or it never had a pager.
     #[must_use]
     pub fn state(&self, id: &ContainerId) -> Option<PagerState> {
-        self.lock().get(id).map(|state| state.borrow().clone())
+        self.lock().get(id).map(|followed| followed.state.borrow().clone())
     }
 
     /// Waits until all memory of a container is here. Containers without a pager have it all.
@@ -87,7 +102,7 @@ impl Pagers {
     /// # Errors
     /// [`MigrationError::Incomplete`]: the container lost its pager and was stopped.
     pub async fn resident(&self, id: &ContainerId) -> Result<(), MigrationError> {
-        let watching = self.lock().get(id).cloned();
+        let watching = self.lock().get(id).map(|followed| followed.state.clone());
         let Some(mut state) = watching else { return Ok(()) };
         let lost = || MigrationError::Incomplete { container: id.to_string() };
         match state.wait_for(PagerState::is_final).await.as_deref() {
@@ -104,10 +119,12 @@ impl Pagers {
         handle: PagerHandle,
     ) -> watch::Receiver<PagerState> {
         let mut state = handle.watch();
-        host.pagers.lock().insert(id.clone(), state.clone());
         let watched = state.clone();
+        // Taken before the task is there, so that it cannot end before its entry is made.
+        let mut table = host.pagers.lock();
+        let (entry, of) = (state.clone(), id.clone());
         let (host, id) = (Arc::clone(host), id.clone());
-        tokio::spawn(async move {
+        let following = tokio::spawn(async move {
             let last = state.wait_for(PagerState::is_final).await.map(|state| state.clone());
             match last {
                 Ok(PagerState::Lost) => lost(&host, &id, &handle).await,
@@ -119,12 +136,14 @@ impl Pagers {
                         tracing::info!(container = %id, after_ms = report.after_ms, pages = report.pages_total,
                             faults = report.faults, "all memory is here");
                     }
-                    host.pagers.lock().remove(&id);
+                    // The folder first: without its entry in the table this task may be ended at any moment.
                     let _gone_with_run_dir = std::fs::remove_dir_all(folder(&host.run_dir, &id));
+                    host.pagers.lock().remove(&id);
                 }
                 Err(_) => {}
             }
         });
+        table.insert(of, Followed { state: entry, task: following.abort_handle() });
         watched
     }
 

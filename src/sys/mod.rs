@@ -1,7 +1,6 @@
 //! The kernel: thin typed wrappers over calls that no crate wraps, and over those that need a rule of ours. The only room with
 //! `unsafe`. It decides nothing: which pages to read or to keep is the business of `memory` and `store`.
 
-pub mod grace;
 pub mod inject;
 pub mod memfd;
 pub mod pagemap;

@@ -2,7 +2,7 @@
 //! look at /proc/PID/maps said: a mapping that is new at an old place (munmap and mmap, mremap, MAP_FIXED, brk) is not registered, the
 //! kernel says so, and all its pages are candidates.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +59,8 @@ struct Watched {
     known: Vec<PageRange>,
     /// Candidates that could not be read.
     owed: Vec<PageRange>,
+    /// Registered in this survey, as the mappings were when it began.
+    adopted: Vec<PageRange>,
     /// Candidates in every survey; a set.
     pinned: Vec<PageRange>,
     /// Reports of a process whose devices write late; `None` for all others.
@@ -123,9 +125,13 @@ impl UserfaultTracker {
             }
             let Some(watched) = slot.as_mut() else { continue };
             // Read after the injection: a process that executed another program before it would show the wrong mappings.
-            let looked = address_space(pid, self.shared_device)
-                .map_err(Lost::from)
-                .and_then(|space| watched.look(&space, last_try));
+            let looked = address_space(pid, self.shared_device).map_err(Lost::from).and_then(|space| {
+                let survey = watched.look(&space, last_try)?;
+                if !watched.adopted.is_empty() {
+                    watched.let_go_of_cuts(&space, &address_space(pid, self.shared_device)?);
+                }
+                Ok(survey)
+            });
             match looked {
                 Ok(survey) => return Ok(survey),
                 Err(Lost::AddressSpace) => *slot = None,
@@ -155,6 +161,7 @@ impl UserfaultTracker {
             stopped_us: injected.stopped_us,
             known: Vec::new(),
             owed: Vec::new(),
+            adopted: Vec::new(),
             pinned: Vec::new(),
             recent: None,
         })
@@ -232,6 +239,7 @@ impl Watched {
             return Err(Lost::AddressSpace);
         }
         let pagemap = Pagemap::open(space.task, Method::Scan)?;
+        self.adopted.clear();
         // Until this look is complete, nothing is known: marks are cleared on the way.
         let known = std::mem::take(&mut self.known);
         let mut now_known = Vec::with_capacity(space.lines.len());
@@ -259,6 +267,7 @@ impl Watched {
             let (populated, registered) = self.adopt(&pagemap, mapping, last_try, &mut scratch)?;
             if registered {
                 now_known.push(mapping.pages);
+                self.adopted.push(mapping.pages);
             }
             mappings.push(MappedPages { mapping, populated, candidates: None });
         }
@@ -295,6 +304,32 @@ impl Watched {
         let mut populated = Vec::new();
         pagemap.populated(mapping.pages, file, &mut populated)?;
         Ok((populated, false))
+    }
+
+    /// A mapping that grew or moved after it was read is cut by a registration of its old range, and mremap(2) of the whole then
+    /// fails where it would have succeeded (mm/mremap.c: one mapping at a time). Such a range shows by a border that was not there
+    /// before: it is let go at once, the kernel joins the parts again, and the next survey begins anew with it.
+    fn let_go_of_cuts(&mut self, before: &AddressSpace, after: &AddressSpace) {
+        let borders = |space: &AddressSpace| {
+            let pages = || space.lines.iter().map(|line| line.mapping.pages);
+            let starts: HashSet<u64> = pages().map(|it| it.first.0).collect();
+            let ends: HashSet<u64> = pages().map(|it| it.end().0).collect();
+            (starts, ends)
+        };
+        let ((starts, ends), (starts_now, ends_now)) = (borders(before), borders(after));
+        let cut = |range: &PageRange| {
+            let (first, end) = (range.first.0, range.end().0);
+            (starts_now.contains(&end) && !starts.contains(&end))
+                || (ends_now.contains(&first) && !ends.contains(&first))
+        };
+        let cuts: Vec<PageRange> = self.adopted.drain(..).filter(cut).collect();
+        for range in cuts {
+            if let Err(error) = self.protection.unregister(range) {
+                tracing::debug!(%error, "a cut mapping stays under watch");
+            }
+            // Unwatched parts are found by the next look; what is known must not say otherwise.
+            self.known.retain(|known| known.first.0 >= range.end().0 || known.end().0 <= range.first.0);
+        }
     }
 
     /// Looked up after the marks: a transfer that began later marks its pages after this look.
