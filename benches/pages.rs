@@ -1,10 +1,12 @@
-//! Stages that work on pages alone: zero test, digest, compression, frames. Bytes per second of page content.
+//! Stages that work on pages alone: zero test, digest, compression, frames, in bytes per second of page content; and what the
+//! books of pages cost.
 
 use std::hint::black_box;
 
 use bytes::Bytes;
-use criterion::{Criterion, Throughput};
-use decamp::model::page::{ObjectId, PAGE_SIZE};
+use criterion::{BatchSize, Criterion, Throughput};
+use decamp::model::page::{Digest, ObjectId, PAGE_SIZE, PageIndex, PageRange};
+use decamp::pages::book::Book;
 use decamp::pages::compress::{Compressor, Decompressor};
 use decamp::pages::hash::{Root, ZERO_DIGEST, digest, digest_bytes};
 use decamp::pages::zero::is_zero;
@@ -89,8 +91,34 @@ fn codec(c: &mut Criterion) {
     group.finish();
 }
 
+/// What comparing 2 GiB of pages costs in a freeze, and before it.
+fn books(c: &mut Criterion) {
+    const PAGES: u64 = (2 << 30) / PAGE_SIZE as u64;
+    // A mapping that begins and ends in the middle of a chunk.
+    let within = [PageRange { first: PageIndex(100), count: PAGES }];
+    let digest = |page: u64| Digest(std::array::from_fn(|at| page.to_le_bytes()[at % 8]));
+    let filled = || {
+        let mut book = Book::default();
+        within[0].iter().for_each(|page| book.set(page.0, digest(page.0)));
+        book
+    };
+    let mut group = c.benchmark_group("books of 2 GiB");
+    let mut book = filled();
+    book.refresh();
+    group.bench_function("root, nothing changed", |b| b.iter(|| black_box(&book).root_of(&within)));
+    group.bench_function("pages that are held", |b| b.iter(|| black_box(&book).held(&within)));
+    group.bench_function("roots of all chunks", |b| {
+        b.iter_batched_ref(filled, Book::refresh, BatchSize::PerIteration);
+    });
+    // 4 MiB, scattered.
+    (0..1024).for_each(|at| book.set(at * 509 + 300, digest(at)));
+    group.bench_function("root, 1024 pages changed", |b| b.iter(|| black_box(&book).root_of(&within)));
+    group.finish();
+}
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
+    books(&mut criterion);
     pages(&mut criterion);
     codec(&mut criterion);
     criterion.final_summary();

@@ -136,7 +136,7 @@ impl PagePlane {
     }
 }
 
-/// Runs of lazy pages, cut at those that are eager.
+/// Runs of lazy pages, cut at those that are eager (ascending).
 fn split(range: PageRange, eager: &[PageIndex], out: &mut Vec<LayoutRun>) {
     let mut push = |mut first: u64, end: u64, flags| {
         while first < end {
@@ -146,7 +146,8 @@ fn split(range: PageRange, eager: &[PageIndex], out: &mut Vec<LayoutRun>) {
         }
     };
     let mut at = range.first.0;
-    for page in eager.iter().map(|page| page.0).filter(|page| (range.first.0..range.end().0).contains(page)) {
+    let inside = &eager[eager.partition_point(|page| *page < range.first)..];
+    for page in inside.iter().map(|page| page.0).take_while(|page| *page < range.end().0) {
         push(at, page, PE_LAZY);
         push(page, page + 1, PE_PRESENT);
         at = page + 1;
@@ -238,7 +239,7 @@ impl SpotChecker {
     fn compare(&self, process: Process, sample: &[PageRange]) -> Result<(), MemoryError> {
         let object = ObjectId::Task(process.vpid);
         let mut reader = scanner::Reader::default();
-        let source = scanner::Source::Process { process, task: process.pid };
+        let source = scanner::Source::Process { process, task: process.pid, stopped: true };
         let failed = |source| MemoryError::Process { pid: process.pid, action: "read again", source };
         reader.read(&source, sample).map_err(failed)?;
         let mut digests = Vec::new();

@@ -36,8 +36,9 @@ pub(super) const PIECE_RANGES: usize = 256;
 /// Where an object's bytes are read.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
-    /// Through a thread of this process.
-    Process { process: Process, task: i32 },
+    /// Through a thread of this process. `stopped`: its mappings cannot change, and what it may not read itself is read all the
+    /// same.
+    Process { process: Process, task: i32, stopped: bool },
     /// Through a mapping of it (/proc/PID/map_files), by file offset: reading a hole through the mapping would fill it.
     SharedMemory { path: PathBuf, inode: u64 },
 }
@@ -124,7 +125,7 @@ impl Plan {
         Self {
             objects: vec![ObjectWork {
                 object,
-                source: Source::Process { process, task: survey.task },
+                source: Source::Process { process, task: survey.task, stopped: true },
                 ranges,
             }],
             forget: gone.chunks(FORGET_RANGES_MAX).map(|part| (object, part.to_vec())).collect(),
@@ -151,7 +152,7 @@ impl Plan {
             let candidates = mapped.candidates.as_ref().unwrap_or(&mapped.populated);
             candidates.iter().for_each(|range| push_merged(&mut ranges, *range));
         }
-        let source = Source::Process { process, task: survey.task };
+        let source = Source::Process { process, task: survey.task, stopped: false };
         self.objects.push(ObjectWork { object, source, ranges });
         populated.insert(object, exists);
     }
@@ -258,8 +259,12 @@ impl Reader {
         let length = usize::try_from(pages).expect("a piece is small") * PAGE_SIZE;
         self.buffer.resize(length, 0);
         match source {
-            Source::Process { task, .. } => {
-                process_vm::read_pages(*task, runs, &mut self.buffer, &mut self.missing)
+            Source::Process { task, stopped, .. } => {
+                process_vm::read_pages(*task, runs, &mut self.buffer, &mut self.missing)?;
+                if *stopped && !self.missing.is_empty() {
+                    process_vm::read_protected(*task, runs, &mut self.buffer, &mut self.missing)?;
+                }
+                Ok(())
             }
             Source::SharedMemory { path, inode } => self.read_shared(path, *inode, runs),
         }

@@ -55,10 +55,10 @@ impl ChunkBits {
         below + (self.0[word] & ((1 << bit) - 1)).count_ones() as usize
     }
 
-    /// How many of the set lie below `end`, which may be one past the last place.
+    /// One bit for each place, 64 in a word.
     #[must_use]
-    pub fn rank_to(&self, end: usize) -> usize {
-        if end == 512 { self.count() } else { self.rank(end) }
+    pub fn words(&self) -> [u64; 8] {
+        self.0
     }
 
     /// The members that lie in `places`.

@@ -1,5 +1,7 @@
 //! One batch of pages into the store: verify first, keep then, resolve what the source says we know.
 
+use std::sync::atomic::Ordering;
+
 use super::error::StoreError;
 use super::object::StoredObject;
 use super::retained::RetainedPages;
@@ -64,7 +66,9 @@ impl PageStore {
         check_root(batch, &scratch.content_digests)?;
         self.keep(batch, number, &object, content, &scratch.content_digests)?;
         scratch.content = unpacked;
-        self.resolve(&known_pages(batch), number, &object, retained, scratch)
+        let missing = self.resolve(&known_pages(batch), number, &object, retained, scratch);
+        self.changed.store(true, Ordering::Relaxed);
+        missing
     }
 
     /// Writes zero and content pages, which are verified by now.

@@ -12,7 +12,7 @@ use super::error::StoreError;
 use super::object::{Presence, StoredObject};
 use super::{Arc, PageStore};
 use crate::images::pagemap;
-use crate::model::layout::{LayoutRun, ObjectLayout, PE_LAZY, PE_PARENT, PE_PRESENT};
+use crate::model::layout::{LayoutRun, ObjectLayout, PE_LAZY, PE_PARENT, PE_PRESENT, push_merged};
 use crate::model::limits::PAGE_INDEX_MAX;
 use crate::model::page::{Digest, PAGE_SIZE, PageIndex, PageRange};
 use crate::pages::hash::{Root, ZERO_DIGEST, digest_many};
@@ -69,9 +69,7 @@ pub fn assemble(
     for (number, (layout, pages_id)) in layouts.iter().zip(first_pages_id..).enumerate() {
         check(layout)?;
         outputs.push(create(store, layout, folder, pages_id)?);
-        if !layout.hidden.is_empty() && outputs[number].object.root_of(&layout.hidden) != layout.hidden_root {
-            return Err(StoreError::WrongObject { object: layout.object });
-        }
+        compare_hidden(&outputs[number].object, layout)?;
         cut(number, layout, &mut pieces);
     }
     let digests = copy_all(store, &outputs, &pieces, threads.max(1), stop)?;
@@ -135,6 +133,23 @@ fn check(layout: &ObjectLayout) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Are the pages of the hidden mappings those that the source has there, and all of them? What a layout left out would read as
+/// zero in the container.
+fn compare_hidden(object: &StoredObject, layout: &ObjectLayout) -> Result<(), StoreError> {
+    if layout.hidden.is_empty() {
+        return Ok(());
+    }
+    let mut told = Vec::new();
+    for run in layout.runs.iter().filter(|run| place(&layout.hidden, run).0) {
+        push_merged(&mut told, PageRange { first: PageIndex(run.first), count: u64::from(run.count) });
+    }
+    if object.root_of(&layout.hidden) != layout.hidden_root || object.held(&layout.hidden) != told {
+        return Err(StoreError::WrongObject { object: layout.object });
+    }
+    // Whoever installs lazy pages wants the files, though all pages may be zero.
+    object.files().map(drop)
 }
 
 /// Does a run lie inside one hidden mapping; outside all of them?

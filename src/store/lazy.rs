@@ -1,6 +1,5 @@
 //! Pages that are in no image: handed to whoever installs them after the container runs.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use super::PageStore;
@@ -20,7 +19,7 @@ pub struct LazyPages {
     /// Their bytes, each page at its number times the page size.
     pub pages: Arc<MemFile>,
     /// Their digests, each at its page's number times 32.
-    pub digests: Arc<File>,
+    pub digests: Arc<MemFile>,
 }
 
 impl PageStore {

@@ -18,6 +18,7 @@ mod receive;
 mod retained;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::limits::{OBJECTS_MAX, PAGE_INDEX_MAX};
@@ -62,6 +63,8 @@ pub struct PageStore {
     /// First eight bytes of a digest → where such content was put. A hint: contents move and go.
     index: Mutex<HashMap<u64, Location>>,
     index_max: usize,
+    /// Pages came or went since the last [`PageStore::refresh`].
+    changed: AtomicBool,
 }
 
 impl PageStore {
@@ -75,6 +78,7 @@ impl PageStore {
             objects: Mutex::default(),
             index: Mutex::default(),
             index_max: pages * 2 + 65_536,
+            changed: AtomicBool::new(false),
         }
     }
 
@@ -102,6 +106,7 @@ impl PageStore {
     /// The kernel refuses to give memory back.
     pub fn forget(&self, forget: &Forget) -> Result<(), StoreError> {
         let Some((_, object)) = self.find(forget.object) else { return Ok(()) };
+        self.changed.store(true, Ordering::Relaxed);
         forget.ranges.iter().try_for_each(|range| object.forget(*range, &self.budget))
     }
 
@@ -119,10 +124,18 @@ impl PageStore {
         }
     }
 
-    /// Does what can be done before the freeze towards comparing books. Call it now and then while pages come in.
+    /// Does what can be done before the freeze towards comparing books, so that the comparison takes the same time however many
+    /// pages there are. For moments in which no pages come in; cheap when none have come since the last time.
     pub fn refresh(&self) {
-        let objects = self.objects().list.clone();
-        objects.iter().for_each(|object| object.refresh());
+        if self.changed.swap(false, Ordering::Relaxed) {
+            let objects = self.objects().list.clone();
+            objects.iter().for_each(|object| object.refresh());
+        }
+    }
+
+    /// Is there anything to do for [`PageStore::refresh`]?
+    fn is_stale(&self) -> bool {
+        self.changed.load(Ordering::Relaxed)
     }
 
     fn index(&self) -> MutexGuard<'_, HashMap<u64, Location>> {

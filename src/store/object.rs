@@ -2,10 +2,7 @@
 //! Zero pages take no memory beyond their bits.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +16,12 @@ use crate::sys::memfd::MemFile;
 
 /// What the books of a chunk cost, charged to the budget: a peer cannot make us keep more than it was granted by naming one page
 /// in each of many chunks.
-const CHUNK_BYTES: u64 = 256;
+const CHUNK_BYTES: u64 = 1024;
+/// Digests of so many pages are in one page of the file of digests.
+const DIGESTS_IN_PAGE: u64 = PAGE_BYTES / DIGEST_BYTES;
+const _: () = assert!(CHUNK_PAGES / DIGESTS_IN_PAGE <= 8);
+/// Chunks whose roots are computed before others get at the books again.
+const REFRESHED_AT_ONCE: usize = 16;
 
 /// Memory that this migration may use, and what it uses.
 #[derive(Debug)]
@@ -66,6 +68,8 @@ pub(super) enum Presence {
 struct Chunk {
     content: ChunkBits,
     zero: ChunkBits,
+    /// Pages of the file of digests that are in use, one bit each.
+    digest_pages: u8,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +86,7 @@ pub(super) struct Files {
     /// Content, each page at its number times the page size.
     pub(super) pages: Arc<MemFile>,
     /// Digests of content, each at its page's number times 32: what whoever installs the pages checks them with.
-    pub(super) digests: Arc<File>,
+    pub(super) digests: Arc<MemFile>,
 }
 
 #[derive(Debug)]
@@ -133,6 +137,9 @@ impl StoredObject {
                     let is_new = chunk.content.insert(place);
                     added += u64::from(is_new);
                     entered += u64::from(is_new && !was_zero);
+                    let digest_page = 1 << (place as u64 / DIGESTS_IN_PAGE);
+                    added += u64::from(chunk.digest_pages & digest_page == 0);
+                    chunk.digest_pages |= digest_page;
                 }
                 budget.charge(added * PAGE_BYTES + entered * DIGEST_BYTES)?;
             }
@@ -142,9 +149,14 @@ impl StoredObject {
         let flat: Vec<u8> = digests.iter().flat_map(|digest| digest.0).collect();
         files
             .digests
-            .write_all_at(&flat, first * DIGEST_BYTES)
+            .write_at(first * DIGEST_BYTES, &flat)
             .and_then(|()| files.pages.write_pages(first, bytes))
             .map_err(self.memory("written"))
+    }
+
+    /// The files, made if need be.
+    pub(super) fn files(&self) -> Result<Files, StoreError> {
+        self.files_of(&mut self.books())
     }
 
     fn files_of(&self, books: &mut Books) -> Result<Files, StoreError> {
@@ -152,8 +164,8 @@ impl StoredObject {
             return Ok(files.clone());
         }
         let create = |name| MemFile::create(name).map_err(self.memory("written"));
-        let digests = File::from(OwnedFd::from(create("decamp-digests")?));
-        let files = Files { pages: Arc::new(create("decamp-pages")?), digests: Arc::new(digests) };
+        let (pages, digests) = (create("decamp-pages")?, create("decamp-digests")?);
+        let files = Files { pages: Arc::new(pages), digests: Arc::new(digests) };
         books.files = Some(files.clone());
         Ok(files)
     }
@@ -206,8 +218,13 @@ impl StoredObject {
         }
         books.book.remove(pages);
         for number in emptied {
-            books.chunks.remove(&number);
-            budget.release(CHUNK_BYTES);
+            let digest_pages = books.chunks.remove(&number).map_or(0, |chunk| chunk.digest_pages);
+            if let Some(files) = books.files.as_ref().filter(|_| digest_pages != 0) {
+                let pages = CHUNK_PAGES / DIGESTS_IN_PAGE;
+                let range = PageRange { first: PageIndex(number * pages), count: pages };
+                files.digests.punch(range).map_err(self.memory("given back"))?;
+            }
+            budget.release(CHUNK_BYTES + u64::from(digest_pages.count_ones()) * PAGE_BYTES);
         }
         self.punch(&books, &held, budget)
     }
@@ -266,9 +283,17 @@ impl StoredObject {
         self.books().book.root_of(within)
     }
 
-    /// See [`Book::refresh`].
+    /// See [`Book::held`].
+    pub(super) fn held(&self, within: &[PageRange]) -> Vec<PageRange> {
+        self.books().book.held(within)
+    }
+
+    /// See [`Book::refresh`]; streams get their turn in between.
     pub(super) fn refresh(&self) {
-        self.books().book.refresh();
+        let mut next = Some(0);
+        while let Some(from) = next {
+            next = self.books().book.refresh_some(from, REFRESHED_AT_ONCE);
+        }
     }
 
     /// The bytes of one page if it has content; not checked.
@@ -325,26 +350,32 @@ mod tests {
         PageRange { first: PageIndex(first), count }
     }
 
+    /// Two chunks, and a page of digests in each.
+    const BOOKS: u64 = 2 * (CHUNK_BYTES + PAGE_BYTES);
+
     #[test]
     fn the_budget_follows_what_is_held() {
         let budget = Budget::new(20 * PAGE_BYTES);
         let object = StoredObject::new(ObjectId::Task(1));
         let digests = [Digest([1; 32]); 4];
         object.write(510, &[1; 4 * PAGE_SIZE], &digests, &budget).unwrap();
-        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + 2 * CHUNK_BYTES);
+        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + BOOKS);
         object.write(510, &[2; 4 * PAGE_SIZE], &digests, &budget).unwrap();
-        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + 2 * CHUNK_BYTES, "the same pages again");
+        assert_eq!(budget.used(), 4 * (PAGE_BYTES + DIGEST_BYTES) + BOOKS, "the same pages again");
         object.write_zero(range(511, 1), &budget).unwrap();
-        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + 2 * CHUNK_BYTES);
+        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + BOOKS);
         assert_eq!(object.digest(PageIndex(511)), Some(ZERO_DIGEST));
         object.write_zero(range(511, 1), &budget).unwrap();
-        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + 2 * CHUNK_BYTES, "zero again");
+        assert_eq!(budget.used(), 3 * PAGE_BYTES + 4 * DIGEST_BYTES + BOOKS, "zero again");
         let mut seen = Vec::new();
         let file = object.look(range(509, 6), &mut seen).unwrap();
         use Presence::{Absent, Content, Zero};
         assert_eq!(seen, [Absent, Content, Zero, Content, Content, Absent]);
         assert_eq!(file.allocated_bytes().unwrap(), 3 * PAGE_BYTES);
+        let digests = object.files().unwrap().digests;
+        assert_eq!(digests.allocated_bytes().unwrap(), 2 * PAGE_BYTES);
         object.forget(range(0, 1 << 45), &budget).unwrap();
+        assert_eq!(digests.allocated_bytes().unwrap(), 0);
         assert_eq!((budget.used(), file.allocated_bytes().unwrap()), (0, 0));
     }
 

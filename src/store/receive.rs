@@ -1,13 +1,17 @@
 //! One page stream at the destination: read a frame, do what it says, answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::apply::Scratch;
 use super::{PageStore, RetainedPages, StoreError};
 use crate::protocol::pages::{DestinationFrame, PageFrameError, Pages, RunKind, SourceFrame, read_frame};
+
+/// A stream that is silent for so long is between two rounds.
+const SILENCE: Duration = Duration::from_millis(20);
 
 /// What came over one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,7 +56,7 @@ where
     let mut scratch = Scratch::new()?;
     let mut buffer = BytesMut::new();
     let mut answer = Vec::new();
-    while let Some(bytes) = read_frame(&mut stream, &mut buffer).await.map_err(StoreError::Stream)? {
+    while let Some(bytes) = next_frame(&mut stream, &mut buffer, &store).await? {
         stats.frames += 1;
         stats.bytes_received += bytes.len() as u64 + 4;
         let reply = match SourceFrame::decode(bytes).map_err(StoreError::Stream)? {
@@ -87,6 +91,31 @@ where
     }
     stream.shutdown().await.map_err(|e| StoreError::Stream(PageFrameError::Io(e)))?;
     Ok(stats)
+}
+
+/// The next frame. While none comes, the store gets ready for the freeze.
+async fn next_frame<S>(
+    stream: &mut S,
+    buffer: &mut BytesMut,
+    store: &Arc<PageStore>,
+) -> Result<Option<Bytes>, StoreError>
+where
+    S: AsyncRead + Unpin,
+{
+    let frame = read_frame(stream, buffer);
+    tokio::pin!(frame);
+    if store.is_stale() {
+        tokio::select! {
+            biased;
+            frame = &mut frame => return frame.map_err(StoreError::Stream),
+            () = tokio::time::sleep(SILENCE) => {
+                let store = Arc::clone(store);
+                // Nobody waits for it: a frame that comes meanwhile is served as ever.
+                drop(tokio::task::spawn_blocking(move || store.refresh()));
+            }
+        }
+    }
+    frame.await.map_err(StoreError::Stream)
 }
 
 /// Runs `work` where it may take its time; a panic there is a panic here.

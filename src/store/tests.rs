@@ -187,6 +187,27 @@ async fn a_stream_is_served_to_its_end_and_counted() {
     assert!(store.page(ONE, PageIndex(5)).is_some());
 }
 
+#[tokio::test]
+async fn a_silent_stream_gives_time_to_get_ready_for_the_freeze() {
+    let (mut near, far) = tokio::io::duplex(1 << 16);
+    let (store, retained) = (Arc::new(PageStore::new(1 << 20)), Arc::new(RetainedPages::new(0)));
+    let serving = tokio::spawn(serve_page_stream(far, Arc::clone(&store), retained));
+    for (fill, frames) in [(1, 1), (2, 3)] {
+        let sent = batch(ONE, &[(5, fill, RunKind::Content)]);
+        for _ in 0..frames {
+            let mut frame = Vec::new();
+            sent.encode_head(sent.payload.len(), &mut frame);
+            frame.extend_from_slice(&sent.payload);
+            near.write_all(&frame).await.unwrap();
+        }
+        while store.page(ONE, PageIndex(5)).as_deref() != Some(&filled(fill)) || store.is_stale() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+    near.shutdown().await.unwrap();
+    assert_eq!(serving.await.unwrap().unwrap().frames, 4, "nothing was lost by the waiting");
+}
+
 fn layout(object: ObjectId, runs: &[(u64, u32, u32)], digests: &[Digest]) -> ObjectLayout {
     let runs = runs
         .iter()
@@ -271,6 +292,45 @@ fn a_large_object_is_cut_and_put_together_again() {
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == expected);
     assert_eq!(file.metadata().unwrap().blocks() * 512, 2400 * PAGE_SIZE as u64, "zero pages are holes");
+}
+
+#[test]
+fn a_layout_names_every_page_that_is_to_be_installed_later() {
+    let mut world = Fixture::new();
+    world.content(ONE, &[(1, 1), (2, 2)]);
+    world.apply(&batch(ONE, &[(3, 0, RunKind::Zero), (4, 0, RunKind::Zero)])).unwrap();
+    let told = |runs: &[(u64, u32, u32)], mappings: &[(u64, u64)]| {
+        let layout = hiding(layout(ONE, runs, &[]), mappings);
+        let root = world.store.find(ONE).unwrap().1.root_of(&layout.hidden);
+        ObjectLayout { hidden_root: root, ..layout }
+    };
+    for wrong in [
+        told(&[(2, 3, PE_LAZY)], &[(0, 8)]),
+        told(&[(1, 1, PE_LAZY), (3, 2, PE_LAZY)], &[(0, 8)]),
+        told(&[(1, 5, PE_LAZY)], &[(0, 8)]),
+    ] {
+        let error = run(&world, std::slice::from_ref(&wrong)).1.unwrap_err();
+        assert!(matches!(error, StoreError::WrongObject { object: ONE }), "{wrong:?}: {error}");
+    }
+    // One mapping whose pages are all zero beside one of which a page is in the image.
+    let layouts = [told(&[(1, 1, PE_PRESENT), (2, 1, PE_LAZY), (3, 2, PE_LAZY)], &[(0, 3), (3, 5)])];
+    let stats = run(&world, &layouts).1.unwrap();
+    assert_eq!((stats.pages_verified, stats.pages_lazy), (1, 3));
+    let [lazy] = &world.store.lazy(&layouts)[..] else { panic!("one process") };
+    assert_eq!(lazy.content, [PageRange { first: PageIndex(2), count: 1 }]);
+    assert_eq!(lazy.mappings.len(), 2);
+}
+
+#[test]
+fn a_process_whose_lazy_pages_are_all_zero_is_told_of_as_well() {
+    let mut world = Fixture::new();
+    world.apply(&batch(ONE, &[(3, 0, RunKind::Zero)])).unwrap();
+    let layout = hiding(layout(ONE, &[(3, 1, PE_LAZY)], &[]), &[(3, 1)]);
+    let hidden_root = world.store.find(ONE).unwrap().1.root_of(&layout.hidden);
+    let layouts = [ObjectLayout { hidden_root, ..layout }];
+    run(&world, &layouts).1.unwrap();
+    let [lazy] = &world.store.lazy(&layouts)[..] else { panic!("one process") };
+    assert_eq!((lazy.vpid, lazy.content.len()), (1, 0));
 }
 
 #[test]

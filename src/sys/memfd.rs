@@ -1,4 +1,4 @@
-//! Sparse memory files: pages at `page * PAGE_SIZE`, holes where nothing was written. All offsets are in pages, so that no
+//! Sparse memory files: pages at `page * PAGE_SIZE`, holes where nothing was written. Offsets of pages are in pages, so that no
 //! caller can be off by less than one.
 
 use std::fs::File;
@@ -61,6 +61,14 @@ impl MemFile {
     pub fn write_pages(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(bytes.len().is_multiple_of(PAGE_SIZE), "only whole pages are written");
         self.file.write_all_at(bytes, offset_of(first)?)
+    }
+
+    /// Writes anywhere, for what is smaller than a page.
+    ///
+    /// # Errors
+    /// What pwrite(2) says.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
     }
 
     /// Reads whole pages from `first` on; holes read as zero, also beyond the end of the file.

@@ -1,7 +1,9 @@
 //! Reading another process's memory while it runs (process_vm_readv(2)). Needs ptrace access to it (PTRACE_MODE_ATTACH), stops
 //! nothing and asks nobody.
 
+use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -51,6 +53,27 @@ pub fn read_pages(
     Ok(())
 }
 
+/// Tries the pages in `missing` again, in a way that does not ask for the protection of their mapping (/proc/PID/mem, fs/proc/base.c:
+/// `mem_rw` forces access). Those that can be read are taken out of `missing`. Slower, a page at a time.
+///
+/// # Errors
+/// /proc/PID/mem cannot be opened: the process is gone, or we may not look.
+pub fn read_protected(
+    task: i32,
+    runs: &[PageRange],
+    buffer: &mut [u8],
+    missing: &mut Vec<usize>,
+) -> io::Result<()> {
+    let memory = File::open(format!("/proc/{task}/mem"))?;
+    let mut pages = runs.iter().flat_map(|run| run.iter()).enumerate();
+    missing.retain(|wanted| {
+        let Some((place, page)) = pages.find(|(place, _)| place == wanted) else { return true };
+        let room = &mut buffer[place * PAGE_SIZE..][..PAGE_SIZE];
+        memory.read_exact_at(room, page.address()).is_err()
+    });
+    Ok(())
+}
+
 /// What of `runs` is left after `done` bytes, at most [`RANGES_MAX`] ranges of it.
 fn remaining(runs: &[PageRange], done: usize) -> Vec<RemoteIoVec> {
     let mut skip = done;
@@ -72,6 +95,7 @@ fn remaining(runs: &[PageRange], done: usize) -> Vec<RemoteIoVec> {
 }
 
 #[cfg(test)]
+#[expect(unsafe_code, reason = "a test makes memory that it may not read")]
 mod tests {
     use super::*;
     use crate::model::page::PageIndex;
@@ -102,6 +126,34 @@ mod tests {
         assert_eq!(missing, [2, 3]);
         let firsts: Vec<u8> = buffer.chunks(PAGE_SIZE).map(|page| page[17]).collect();
         assert_eq!((firsts[0], firsts[1], firsts[4]), (6, 7, 1));
+    }
+
+    #[test]
+    fn protected_pages_are_read_and_holes_stay_missing() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+        use std::num::NonZeroUsize;
+        let length = NonZeroUsize::new(3 * PAGE_SIZE).unwrap();
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS;
+        // SAFETY: a fresh mapping at an address of the kernel's choice, written to while it may be, given up below.
+        let start = unsafe {
+            let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let start = mmap_anonymous(None, length, both, flags).unwrap();
+            start.cast::<u8>().write_bytes(7, length.get());
+            nix::libc::mprotect(start.as_ptr(), length.get(), nix::libc::PROT_NONE);
+            start
+        };
+        let runs = [
+            PageRange { first: PageIndex(1), count: 1 },
+            PageRange { first: PageIndex::of_address(start.as_ptr() as u64), count: 3 },
+        ];
+        let (mut buffer, mut missing) = (vec![0; 4 * PAGE_SIZE], Vec::new());
+        read_pages(own(), &runs, &mut buffer, &mut missing).unwrap();
+        assert_eq!(missing, [0, 1, 2, 3]);
+        read_protected(own(), &runs, &mut buffer, &mut missing).unwrap();
+        assert_eq!(missing, [0], "page 1 of the address space is never mapped");
+        assert!(buffer[PAGE_SIZE..].iter().all(|byte| *byte == 7));
+        // SAFETY: the mapping of above, of which nothing is borrowed.
+        unsafe { munmap(start, length.get()).unwrap() };
     }
 
     #[test]

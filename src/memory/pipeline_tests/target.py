@@ -34,6 +34,9 @@ def serve():
             regions[args[3]][to:to + count] = regions[args[0]][first:first + count]
         elif word == "drop":  # name first count
             regions[args[0]].madvise(mmap.MADV_DONTNEED, int(args[1]) * 4096, int(args[2]) * 4096)
+        elif word == "protect":  # name: nobody may read it any more
+            region = regions[args[0]]
+            assert libc.mprotect(ctypes.c_void_p(address(region)), ctypes.c_size_t(len(region)), 0) == 0
         elif word == "fork":
             pid = os.fork()
             if pid == 0:
