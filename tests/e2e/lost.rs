@@ -32,7 +32,7 @@ pub(crate) fn verify(cluster: &Cluster, host: &str, container: &str, token: &str
 /// Moves a container and insists on the books: everything was verified and nothing was missed. Returns the summary.
 #[track_caller]
 pub(crate) fn must_arrive(cluster: &Cluster, container: &str, from: &str, to: &str) -> Value {
-    must_have_arrived(cluster, from, to, &Moving::start(cluster, from, container, to, &[]).end())
+    must_have_arrived(cluster, from, to, &Moving::restless(cluster, from, container, to, &[]))
 }
 
 #[track_caller]

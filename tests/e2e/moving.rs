@@ -36,6 +36,20 @@ impl Moving {
         Self { command: cluster.lab.spawn(from, &argv, &log).unwrap() }
     }
 
+    /// Moves something that changes its mappings all the time. One that does so in the last moment before the freeze is told to the
+    /// operator, who tries again; so does this.
+    pub(crate) fn restless(cluster: &Cluster, from: &str, id: &str, to: &str, more: &[&str]) -> Ended {
+        const WORDS: &str = "changed the attributes";
+        for _ in 0..7 {
+            let ended = Self::start(cluster, from, id, to, more).end();
+            if ended.code == 0 || !ended.text.contains(WORDS) {
+                return ended;
+            }
+            println!("{id} {WORDS} of a mapping at the last moment, and is moved again");
+        }
+        Self::start(cluster, from, id, to, more).end()
+    }
+
     fn text(&self) -> String {
         std::fs::read_to_string(self.command.log()).unwrap()
     }

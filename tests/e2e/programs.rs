@@ -117,7 +117,7 @@ impl<'a> Program<'a> {
     #[track_caller]
     pub(crate) fn move_over(&mut self, more: &[&str]) -> Value {
         let to = if self.host == "node-a" { "node-b" } else { "node-a" };
-        let ended = Moving::start(self.cluster, self.host, &self.id, to, more).end();
+        let ended = Moving::restless(self.cluster, self.host, &self.id, to, more);
         if ended.code != 0 {
             let (source, destination) = (self.cluster.agent_log(self.host), self.cluster.agent_log(to));
             let complaint = self.complaint();

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::super::MigrationError;
 use super::super::request::Mode;
@@ -29,6 +30,9 @@ use crate::telemetry;
 
 /// Clean pages read again while the destination restores: 16 MiB, a few milliseconds.
 const SAMPLE_PAGES_MAX: usize = 4096;
+
+/// Mappings that are read so quickly are read once more right before the freeze.
+const LOOK_AGAIN_BELOW: Duration = Duration::from_millis(50);
 
 /// What the plan was, and what came of it.
 #[derive(Default)]
@@ -54,8 +58,10 @@ impl Source {
         let failed = || MigrationError::io("write what CRIU is not to read into", folder);
         // The copy of smaps takes long where there is much memory, so it comes before the last round and not behind it.
         let pids: Vec<i32> = self.processes()?.into_iter().map(|process| process.pid).collect();
+        let began = std::time::Instant::now();
         let look = tokio::task::spawn_blocking(move || HidePlan::look(&pids));
         let mut plan = look.await.map_err(|_| MigrationError::Stopping)?.map_err(failed())?;
+        let quick = began.elapsed() <= LOOK_AGAIN_BELOW;
         let number = self.rounds.last().map_or(1, |round| round.round + 1);
         let last = self.memory_round(number).await?;
         self.progress.emit(EventBody::MemoryRound(last));
@@ -65,7 +71,11 @@ impl Source {
         let into = folder.to_owned();
         let finish = move || -> std::io::Result<Hiding> {
             let pids: Vec<i32> = found.iter().map(|process| process.pid).collect();
-            plan.refresh(&pids)?;
+            // What is read later is less likely to change until the freeze.
+            match quick {
+                true => plan = HidePlan::look(&pids)?,
+                false => plan.refresh(&pids)?,
+            }
             let processes: BTreeMap<i32, Process> = found.into_iter().map(|it| (it.pid, it)).collect();
             // The copy of smaps serves every process; only those whose changes are known exactly have something hidden.
             plan.restrict(|pid, _| processes.get(&pid).is_some_and(|process| tracker.exact(*process)));
