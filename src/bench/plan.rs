@@ -18,8 +18,10 @@ pub enum Mode {
     /// The same, by `runc checkpoint` and `runc restore`.
     ByHand,
     /// Writes a quarter of the pages that the link could carry.
+    #[serde(rename = "writer-25")]
     Writer25,
     /// Half of them.
+    #[serde(rename = "writer-50")]
     Writer50,
     /// Redis under as much load as it takes, for its throughput.
     RedisClosed,

@@ -15,10 +15,12 @@
 //! one whose socket belongs to root.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::model::{ObjectId, PAGE_SIZE, PageIndex};
@@ -120,7 +122,42 @@ impl PageServer {
         drop(self.listener);
         check_owner(peer, self.address)?;
         stream.set_nodelay(true).map_err(PageServerError::Io)?;
-        receive_pages(stream, sink).await
+        receive_pages(Prompt(stream), sink).await
+    }
+}
+
+/// A connection that acknowledges at once. CRIU sends small records and waits (Nagle's algorithm, or a corked socket): with an
+/// acknowledgement that is put off for 40 ms (tcp(7), TCP_QUICKACK) each of them would stand still so long, and the container with
+/// it. The kernel forgets the wish now and then, so it is repeated with every read.
+struct Prompt(TcpStream);
+
+impl AsyncRead for Prompt {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let read = Pin::new(&mut self.0).poll_read(context, buffer);
+        self.0.set_quickack(true)?;
+        read
+    }
+}
+
+impl AsyncWrite for Prompt {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
