@@ -21,6 +21,7 @@ const IOCTL: usize = 16;
 const MREMAP: usize = 25;
 const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
+const SETSOCKOPT: usize = 54;
 const OPENAT: usize = 257;
 const READLINKAT: usize = 267;
 const MEMFD_CREATE: usize = 319;
@@ -96,6 +97,17 @@ pub struct Time {
 pub unsafe fn nanosleep(request: *const Time, left: *mut Time) -> c_int {
     // SAFETY: the kernel checks the pointers itself.
     as_libc(unsafe { call(NANOSLEEP, [request as usize, left as usize, 0, 0, 0, 0]) })
+}
+
+/// setsockopt(2) as libc offers it.
+///
+/// # Safety
+/// `value` is what the caller would have given the kernel anyway.
+pub unsafe fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const core::ffi::c_void, length: u32) -> c_int {
+    // SAFETY: the kernel checks the pointer itself.
+    as_libc(unsafe {
+        call(SETSOCKOPT, [fd as usize, level as usize, name as usize, value as usize, length as usize, 0])
+    })
 }
 
 /// An open file, closed when it goes out of scope.

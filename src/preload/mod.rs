@@ -13,7 +13,7 @@
 //!                                             └─ one is not ──▶ the kernel's smaps
 //! ```
 //! A third one costs time in every freeze: CRIU looks whether a freezer is done, and again only a tenth of a second later; nanosleep
-//! of exactly that length is shortened (`nap.rs`).
+//! of exactly that length is shortened (`nap.rs`). And its connection to the page server is not corked (`object.rs`, `setsockopt`).
 //!
 //! What CRIU makes of it (v4.2): of smaps it reads the line of the range and `VmFlags:`, nothing else. Pages under guard markers
 //! (`MADV_GUARD_INSTALL`) are skipped in the query that is answered here and come from another one, over the whole address space

@@ -48,6 +48,29 @@ pub unsafe extern "C" fn nanosleep(request: *const linux::Time, left: *mut linux
     unsafe { linux::nanosleep(request, left) }
 }
 
+/// In front of setsockopt(2). CRIU corks its connection to a page server and never uncorks it; the last record waits for the
+/// kernel's ceiling of 200 ms (tcp(7), TCP_CORK), with the tasks stopped (criu/page-xfer.c, `disconnect_from_page_server`). It is
+/// not corked at all: TCP_NODELAY, which CRIU sets too, sends every record at once.
+///
+/// # Safety
+/// As setsockopt(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    length: u32,
+) -> c_int {
+    const IPPROTO_TCP: c_int = 6;
+    const TCP_CORK: c_int = 3;
+    if (level, name) == (IPPROTO_TCP, TCP_CORK) && work::is_criu() {
+        return 0;
+    }
+    // SAFETY: the caller's own promise.
+    unsafe { linux::setsockopt(fd, level, name, value, length) }
+}
+
 /// The descriptor to give instead of opening, if there is one.
 ///
 /// # Safety

@@ -84,7 +84,7 @@ fn load() -> Option<Text> {
 }
 
 /// Whether this is CRIU and it was given a plan; found out once.
-fn is_criu() -> bool {
+pub fn is_criu() -> bool {
     static ANSWER: AtomicU8 = AtomicU8::new(0);
     let known = ANSWER.load(Ordering::Relaxed);
     if known != 0 {
