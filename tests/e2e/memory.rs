@@ -8,36 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{cluster, cluster_with, id};
 use crate::moving::Moving;
-use crate::programs::{Program, compile_fuzzer, compile_java};
-
-/// What the fuzzer's choices follow from. The interleaving of its threads is the machine's.
-const SEED: &str = "20261201";
-/// How often the fuzzer moves.
-const MOVES: u32 = 20;
-
-#[test]
-fn the_mapping_fuzzer_moves_in_full_flight() {
-    let cluster = cluster("fuzz");
-    compile_fuzzer(&cluster);
-    println!("seed {SEED}");
-    let mut spec = ContainerSpec::workload(id("fuzz"), "", &[]);
-    // A mapping that is put under watch at the moment at which it changes can be several mappings for a while, and the kernel
-    // refuses to remap those at once. Nothing is lost then; how often it happened is told.
-    spec.args = ["/workloads/mapfuzz", "--seed", SEED, "--refused", "1"].map(str::to_owned).to_vec();
-    let mut fuzzer = Program::start(&cluster, &spec, "mapfuzz.json");
-    for number in 1..=MOVES {
-        let summary = fuzzer.move_over(&[]);
-        let status = fuzzer.assert_goes_on();
-        let (lazy, done, refused) = (&summary["pages_lazy"], &status["ops"], &status["refused"]);
-        println!("move {number}: {lazy} lazy pages, {done} operations, {refused} refused");
-        assert_nothing_missed(&summary);
-        if number % 5 == 0 {
-            println!("{}", fuzzer.verify());
-        }
-    }
-    // The judge is sound: one changed bit is noticed.
-    println!("{}", fuzzer.spoil());
-}
+use crate::programs::{Program, compile_java};
 
 /// The check at the hold found no page that neither the rounds nor CRIU had.
 #[track_caller]

@@ -89,20 +89,6 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Makes it change a page behind its own back, and waits until it has found that; returns what it says.
-    #[track_caller]
-    pub(crate) fn spoil(&self) -> Value {
-        self.shell("touch /vol/spoil");
-        let until = Instant::now() + REPORT_WITHIN;
-        loop {
-            if let Some(complaint) = self.complaint() {
-                return complaint;
-            }
-            assert!(Instant::now() < until, "a spoilt page was not noticed");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
     /// What it said before it ended, if it did: its container is gone then, the files are not.
     fn complaint(&self) -> Option<Value> {
         let host = self.cluster.host(self.host).unwrap();
@@ -145,14 +131,6 @@ fn workloads(cluster: &Cluster) -> PathBuf {
 fn run(command: &mut Command, remedy: &str) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {remedy}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Compiles the mapping fuzzer for the containers of a lab: /workloads/mapfuzz. Static, because their C library is another one.
-pub(crate) fn compile_fuzzer(cluster: &Cluster) {
-    let (source, to) = (sources().join("mapfuzz.c"), workloads(cluster).join("mapfuzz"));
-    let mut cc = Command::new("cc");
-    cc.args(["-O1", "-static", "-pthread", "-o"]).arg(to).arg(source);
-    run(&mut cc, "deploy/setup.sh installs a C compiler");
 }
 
 /// Compiles the Java program for the containers of a lab, and makes a small Java runtime for it: /workloads/java.
