@@ -37,7 +37,7 @@ pub(super) fn make_hub(hub: &Host) -> Result<(), LabError> {
         None,
         "link set lo up\n\
          link add br0 type bridge ageing_time 0 mcast_snooping 0 stp_state 0 forward_delay 0\n\
-         link set br0 address 02:00:0a:4d:00:01\n\
+         link set br0 address 02:00:0a:4d:00:01 mtu 9000\n\
          link set br0 up\n",
     )
 }
@@ -50,15 +50,15 @@ pub(super) fn join(hub: &Host, host: &Host, rate: Option<u64>) -> Result<(), Lab
         Some(host),
         &format!(
             "link add p{n} address 02:00:0a:4d:03:{n:02x} type veth peer name eth0 address 02:00:0a:4d:01:{n:02x} netns {PEER_NETNS}\n\
-             link set p{n} master br0\n\
+             link set p{n} mtu 9000 master br0\n\
              link set p{n} up\n",
         ),
     )?;
     let mut batch = format!(
         "link set lo up\n\
          link add br0 type bridge ageing_time 0 mcast_snooping 0 stp_state 0 forward_delay 0\n\
-         link set br0 address 02:00:0a:4d:02:{n:02x}\n\
-         link set eth0 master br0\n\
+         link set br0 address 02:00:0a:4d:02:{n:02x} mtu 9000\n\
+         link set eth0 mtu 9000 master br0\n\
          link set eth0 up\n\
          address add {}/24 broadcast 10.77.0.255 dev br0\n",
         host.address()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls_pki_types::UnixTime;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -35,6 +35,10 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const LINK_WINDOW: u32 = 32 << 20;
 /// Wanted size of the socket's buffers. The usual 208 KiB hold 1.3 ms at 10 Gbit/s: too little to be late by one time slice.
 const SOCKET_BUFFER: usize = 8 << 20;
+
+/// Largest UDP payload that is tried where the path carries more than the usual 1452 bytes: quinn hands ten datagrams at a time to the
+/// kernel (UDP_SEGMENT, udp(7)), and what is above 64 KiB in one call is refused there and thrown away by quinn-udp without a word.
+const DATAGRAM_MAX: u16 = 6500;
 
 /// How links behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +106,10 @@ impl Endpoint {
         let socket = UdpSocket::bind(address).map_err(failed)?;
         enlarge_buffers(&socket);
         let runtime = Arc::new(TokioRuntime);
-        let inner =
-            quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(failed)?;
+        let mut ours = EndpointConfig::default();
+        // Cannot fail: it is above the smallest that QUIC allows (RFC 9000, section 18.2).
+        let _ = ours.max_udp_payload_size(DATAGRAM_MAX);
+        let inner = quinn::Endpoint::new(ours, Some(server), socket, runtime).map_err(failed)?;
         let (ready, accepted) = mpsc::channel(LINKS_WAITING_MAX);
         let door = tokio::spawn(Arc::new(Door::new(allowed, handshake_within, ready)).run(inner.clone()));
         Ok(Self {
@@ -191,6 +197,8 @@ fn transport(
     }
     let idle = IdleTimeout::try_from(settings.idle_timeout)
         .map_err(|_| setting("so long an idle timeout", settings.idle_timeout))?;
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_MAX);
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(idle))
@@ -201,6 +209,7 @@ fn transport(
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_PER_LINK_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(one_way_streams))
         .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::clone(congestion) as _);
     Ok(transport)
 }
